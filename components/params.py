@@ -1,0 +1,219 @@
+"""The one typed schema of params.yaml. Unknown keys, impossible combinations and values out of range are errors.
+
+Each section is what some stages take; dvc.yaml lists the same sections under `params:`, so editing one reruns those stages only.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.artifacts import ROOT
+from components.errors import ParamsError
+
+PARAMS_FILE = ROOT / "params.yaml"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
+CellName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WorldParams(Section):
+    """The embedded world: how hard it is, and how much of it there is."""
+
+    seed: int = 0
+    num_symbols: Annotated[int, Field(ge=8, le=64)] = 16
+    max_symbols_per_item: Annotated[int, Field(ge=2, le=8)] = 5
+    num_train_examples: Count = 96
+    num_validation_examples: Count = 48
+    num_test_examples: Count = 150
+    num_ood_items_per_task: Count = 60
+
+
+class BaseModelParams(Section):
+    """Where the base model comes from: made here (`embedded`), a folder (`local`) or a pinned hub repository (`hub`)."""
+
+    source: Literal["embedded", "local", "hub"] = "embedded"
+    path: str = "inputs/base_model"
+    hub_id: str | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    architecture: Literal["llama", "gemma2", "gemma3", "phi3"] = "llama"
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
+    num_steps: Count = 1500
+    batch_size: Count = 64
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 3e-3
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _hub_is_pinned(self) -> Self:
+        if self.source == "hub" and not (self.hub_id and self.revision):
+            raise ValueError("source 'hub' needs hub_id and revision (the 40 hexadecimal digits of a commit, never a branch)")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class DataParams(Section):
+    source: Literal["embedded", "files"] = "embedded"
+    path: str = "inputs/data"
+    ood_path: str = "inputs/ood"
+    chat_template: str = "from_tokenizer"
+    """`from_tokenizer`, `plain`, `chatml`, or the path of a .jinja file."""
+    max_length: Annotated[int, Field(ge=8)] = 512
+    max_examples: Count | None = None
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    max_rejected_fraction: Fraction = 0.01
+    max_duplicate_fraction: Fraction = 0.05
+    max_ood_overlap_fraction: Fraction = 0.0
+
+
+class TeacherCacheParams(Section):
+    num_entries: Annotated[int, Field(ge=1, le=1024)] = 16
+    temperature: Annotated[float, Field(gt=0.0, le=20.0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_tokens: Count = 8192
+    shard_tokens: Count = 4_000_000
+
+
+class ObjectiveParams(Section):
+    """One column of the grid: a preset and the knobs that differ from it (None keeps the preset's own value)."""
+
+    preset: Literal["sft", "sft_kl", "masked_mle", "uncertainty_aware", "random_mask"]
+    select: Literal["high", "low", "random"] | None = None
+    score: Literal["student_nll", "teacher_nll", "entropy", "excess"] | None = None
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    threshold_nats: Weight | None = None
+    scope: Literal["step_lagged", "micro_batch"] | None = None
+    distil_on: Literal["rest", "all", "selected", "none"] | None = None
+    distil_weight: Weight | None = None
+    temperature: Annotated[float, Field(gt=0.0, le=20.0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+
+
+class LoraParams(Section):
+    enabled: bool = False
+    rank: Count = 8
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class TrainingParams(Section):
+    num_steps: Count = 300
+    batch_size: Count = 16
+    micro_batch_size: Count = 16
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
+    warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    weight_decay: Weight = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    save_every_steps: Count = 100
+    log_every_steps: Count = 10
+    lora: LoraParams = LoraParams()
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+class EvaluationParams(Section):
+    batch_tokens: Count = 16384
+    max_items_per_set: Count = 500
+    num_ece_bins: Annotated[int, Field(ge=2, le=100)] = 15
+
+
+class ComparisonParams(Section):
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    num_resamples: Annotated[int, Field(ge=100)] = 2000
+    seed: int = 0
+
+
+class RegistrationParams(Section):
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "ballast"
+    candidate: CellName = "uncertainty_aware"
+    min_in_domain_gain: Weight = 0.0
+    max_ood_loss: Weight = 0.02
+    promote: Literal["by_hand", "when_gate_passes"] = "by_hand"
+
+
+class ComputeParams(Section):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: Annotated[int, Field(ge=0)] = 1
+    """Threads of torch on the CPU; 0 leaves torch's own choice. On small models one thread often beats two."""
+
+
+class Params(Section):
+    presets: Annotated[tuple[CellName, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    world: WorldParams
+    base_model: BaseModelParams
+    data: DataParams
+    teacher_cache: TeacherCacheParams
+    objective: dict[CellName, ObjectiveParams]
+    training: TrainingParams
+    evaluation: EvaluationParams
+    comparison: ComparisonParams
+    registration: RegistrationParams
+    compute: ComputeParams
+
+    @model_validator(mode="after")
+    def _grid_is_whole(self) -> Self:
+        for name in self.presets:
+            if name not in self.objective:
+                raise ValueError(f"presets names {name!r}, but objective has only {sorted(self.objective)}")
+        if "base" in self.presets:
+            raise ValueError("presets: 'base' is the name of the untrained model, choose another")
+        if len(set(self.presets)) != len(self.presets) or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("presets and seeds must not repeat an entry")
+        if self.registration.candidate not in self.presets:
+            raise ValueError(f"registration.candidate {self.registration.candidate!r} is not one of presets {list(self.presets)}")
+        for name, objective in self.objective.items():
+            if objective.temperature is not None and objective.temperature != self.teacher_cache.temperature:
+                raise ValueError(
+                    f"objective.{name}.temperature {objective.temperature} differs from teacher_cache.temperature "
+                    f"{self.teacher_cache.temperature}: a cache holds one temperature"
+                )
+        if self.data.source == "embedded" and self.base_model.source != "embedded":
+            raise ValueError(
+                "data.source 'embedded' is the language of the embedded base; with your own model set data.source: files"
+            )
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml; every fault is named with its key and value."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing. Get the default back with: git checkout -- {path.name}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must be a mapping of sections, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [_explain_one(path, fault) for fault in error.errors(include_url=False)]
+    return "\n".join([*lines, f"Mend {path.name} (or the -S override) and run the same command again."])
+
+
+def _explain_one(path: Path, fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+    value = fault["input"]
+    shown = f" (found {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{path.name}: {place}: {fault['msg'].removeprefix('Value error, ')}{shown}"
