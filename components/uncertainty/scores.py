@@ -1,0 +1,37 @@
+"""Token scores: how unsure a model is of each target token.
+
+Shapes: N target tokens, V vocabulary, M members of an ensemble. Every score is in nats and higher means less sure.
+Pure functions of tensors; the caller decides what is detached.
+"""
+
+import torch
+from torch import Tensor
+
+
+def token_nll(logprobs_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Negative log-likelihood of the realised token, [N]. Mixes epistemic and aleatoric uncertainty."""
+    return -logprobs_NV.gather(1, labels_N[:, None]).squeeze(1)
+
+
+def token_entropy(logprobs_NV: Tensor) -> Tensor:
+    """Entropy of the predictive law, [N]. Also a mixture of the two, but independent of the realised token."""
+    return -(logprobs_NV.exp() * logprobs_NV).sum(1)
+
+
+def excess_loss(student_nll_N: Tensor, reference_nll_N: Tensor) -> Tensor:
+    """Loss above a reference model's, [N]: what is learnable, if the reference knows the noise (Mindermann et al. 2022)."""
+    return student_nll_N - reference_nll_N
+
+
+def mutual_information(logprobs_MNV: Tensor) -> Tensor:
+    """Entropy of the ensemble's mean law minus the mean entropy of its members, [N] (Houlsby et al. 2011): epistemic only."""
+    mean_NV = torch.logsumexp(logprobs_MNV, dim=0) - torch.log(torch.tensor(float(len(logprobs_MNV))))
+    member_entropy_MN = -(logprobs_MNV.exp() * logprobs_MNV).sum(-1)
+    return token_entropy(mean_NV) - member_entropy_MN.mean(0)
+
+
+def kl_divergence(logprobs_p_NV: Tensor, logprobs_q_NV: Tensor) -> Tensor:
+    """KL(p || q) of full laws, [N]. Entries with p = 0 (logprob -inf) count nothing."""
+    p_NV = logprobs_p_NV.exp()
+    gap_NV = torch.where(p_NV > 0, logprobs_p_NV - logprobs_q_NV, torch.zeros_like(p_NV))
+    return (p_NV * gap_NV).sum(1)
