@@ -1,0 +1,36 @@
+"""Padding rows into a batch.
+
+Shapes: B rows, T positions (the longest row).
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""The label of a position that is no target, in the words of torch's cross-entropy."""
+
+
+class TargetRow(Protocol):
+    """Token ids of a row and which of them are targets; components.data.tokenized.TokenizedRow is one."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+    @property
+    def is_target(self) -> list[bool]: ...
+
+
+def pad_rows(rows: Sequence[TargetRow], pad_token_id: int) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask`, `labels`, each [B, T]; a label is IGNORED_LABEL wherever there is no target."""
+    width = max(len(row.input_ids) for row in rows)
+    input_BT = torch.full((len(rows), width), pad_token_id)
+    is_present_BT = torch.zeros((len(rows), width), dtype=torch.long)
+    labels_BT = torch.full((len(rows), width), IGNORED_LABEL)
+    for index, row in enumerate(rows):
+        ids_T = torch.tensor(row.input_ids)
+        input_BT[index, : len(ids_T)] = ids_T
+        is_present_BT[index, : len(ids_T)] = 1
+        labels_BT[index, : len(ids_T)] = torch.where(torch.tensor(row.is_target), ids_T, IGNORED_LABEL)
+    return {"input_ids": input_BT, "attention_mask": is_present_BT, "labels": labels_BT}

@@ -1,0 +1,78 @@
+"""Tokenised rows on disk: one Arrow IPC file per split, memory-mapped when read. The same rows give the same bytes.
+
+Columns: row_id, source, schema, fingerprint, input_ids (int32 list), is_target (bool list), laws (JSON text, embedded world
+only: the true law of each target token).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from components.errors import ArtifactError
+
+SPLITS = ("train", "validation", "test")
+MANIFEST = "manifest.json"
+_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("source", pa.string()),
+        ("schema", pa.string()),
+        ("fingerprint", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("is_target", pa.list_(pa.bool_())),
+        ("laws", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    row_id: str
+    source: str
+    schema: str
+    fingerprint: str
+    input_ids: list[int]
+    is_target: list[bool]
+    laws: str | None = None
+
+    @property
+    def num_targets(self) -> int:
+        return sum(self.is_target)
+
+    def true_laws(self) -> list[dict[int, float]] | None:
+        """Token id -> probability, one entry per target token; None on real data."""
+        if self.laws is None:
+            return None
+        return [{int(token): probability for token, probability in law.items()} for law in json.loads(self.laws)]
+
+
+def write_rows(path: Path, rows: Sequence[TokenizedRow]) -> None:
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+        writer.write_table(table, max_chunksize=1024)
+
+
+class TokenizedRows(Sequence[TokenizedRow]):
+    """The rows of one split, read on demand from a memory-mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ArtifactError(f"{path} cannot be read ({error}). Make it again with: dvc repro -f -s prepare_data") from None
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int) -> TokenizedRow:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return TokenizedRow(**self._table.slice(index, 1).to_pylist()[0])
+
+
+def read_split(folder: Path, split: str) -> TokenizedRows:
+    """Rows of `train`, `validation` or `test` as `prepare_data` left them."""
+    return TokenizedRows(folder / f"{split}.arrow")
