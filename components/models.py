@@ -1,0 +1,156 @@
+"""Base models and tokenizers: the tiny embedded ones, local folders and pinned hub snapshots; dtype and device policy.
+
+Weights are read from safetensors only and no code from a model folder is ever run.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from components.artifacts import BASE_MODEL, DATA, ROOT, fingerprint_files, fingerprint_json, read_json
+from components.errors import ModelError
+from components.params import BaseModelParams, ComputeParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DESCRIPTION = "base_model.json"
+SPECIAL_WORDS = ("<pad>", "<unk>", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+EMBEDDED_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def select_device(compute: ComputeParams) -> torch.device:
+    """The device to run on, after setting the number of CPU threads. `cuda` where there is none is an error, not a fallback."""
+    if compute.num_threads:
+        torch.set_num_threads(compute.num_threads)
+    if compute.device == "cpu" or (compute.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelError("compute.device is 'cuda', but torch sees no GPU here. Set compute.device: cpu (or auto) in params.yaml")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def select_dtype(precision: str) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def build_word_tokenizer(words: list[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with a chat template, for the embedded world."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL_WORDS, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        model_max_length=max_length,
+    )
+    fast.chat_template = EMBEDDED_CHAT_TEMPLATE
+    return fast
+
+
+def build_tiny_model(params: BaseModelParams, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "PreTrainedModel":
+    """A randomly initialised Hugging Face model of the named architecture (fp32, tied embeddings)."""
+    heads = params.num_heads
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": params.hidden_size,
+        "intermediate_size": 4 * params.hidden_size,
+        "num_hidden_layers": params.num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": True,
+    }
+    gemma = {
+        "head_dim": params.hidden_size // heads,
+        "query_pre_attn_scalar": params.hidden_size // heads,
+        "sliding_window": max_length,
+    }
+    by_architecture: dict[str, tuple[str, dict[str, Any]]] = {
+        "llama": ("llama", {}),
+        "gemma2": ("gemma2", gemma),
+        "gemma3": ("gemma3_text", gemma),
+        "phi3": ("phi3", {}),
+    }
+    model_type, special = by_architecture[params.architecture]
+    config = AutoConfig.for_model(model_type, **common, **special)
+    torch.manual_seed(params.seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def base_folder() -> Path:
+    """Where the base model's files lie: inside the artifact of `prepare_base`, or the user's folder that it points to."""
+    description: dict[str, Any] = read_json(BASE_MODEL / DESCRIPTION, made_by="prepare_base")
+    return BASE_MODEL if description["source"] == "embedded" else ROOT / str(description["folder"])
+
+
+def load_base_model(dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "PreTrainedModel":
+    return load_model(base_folder(), dtype, device)
+
+
+def load_base_tokenizer() -> "PreTrainedTokenizerBase":
+    """The tokenizer as it came with the base, without the template that `prepare_data` gives it."""
+    return load_tokenizer(base_folder())
+
+
+def load_prepared_tokenizer() -> "PreTrainedTokenizerBase":
+    """The tokenizer with the chat template that the data were rendered with."""
+    return load_tokenizer(DATA / "tokenizer")
+
+
+def weights_fingerprint(folder: Path | None) -> str:
+    """Fingerprint of a model's weights and configuration; of the base where no folder is given."""
+    if folder is None:
+        return str(read_json(BASE_MODEL / DESCRIPTION, made_by="prepare_base")["fingerprint"])
+    names = sorted(file.name for file in folder.glob("*.safetensors"))
+    return fingerprint_json(fingerprint_files(folder, [*names, "config.json"]))
+
+
+def pad_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The padding token, or the end of sequence where there is none (padded positions are masked, so any id will do)."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "PreTrainedModel":
+    """Load safetensors weights from a local folder; no remote code, no pickle."""
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} holds no *.safetensors file; pickled weights are not read. "
+            "Convert them with model.save_pretrained(folder, safe_serialization=True)"
+        )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    return model if device is None else model.to(device)  # type: ignore[arg-type]  # the wrapped method loses its signature
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder} holds no tokenizer that can be loaded ({error}). Copy tokenizer.json next to config.json"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{folder}: a fast tokenizer (tokenizer.json) is needed, to know which characters a token covers")
+    return tokenizer
