@@ -1,0 +1,74 @@
+"""What happens around the Trainer's steps: the threshold moves, checkpoints are sealed, curves are sent, signals are honoured."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from components.artifacts import write_json
+from components.training.checkpoints import seal_checkpoint
+
+if TYPE_CHECKING:
+    from components.training.trainer import ObjectiveTrainer
+
+MetricSink = Callable[[int, dict[str, float]], None]
+OBJECTIVE_STATE = "objective_state.json"
+
+
+class ObjectiveCallback(TrainerCallback):
+    """Moves the threshold after each step, and keeps it in the checkpoint, sealed."""
+
+    def __init__(self, trainer: "ObjectiveTrainer") -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.finish_step()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            write_json(folder / OBJECTIVE_STATE, self._trainer.threshold.state_dict())
+            seal_checkpoint(folder)
+
+    def restore(self, checkpoint: Path) -> None:
+        self._trainer.threshold.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
+
+
+class MetricSinkCallback(TrainerCallback):
+    """Hands every log line to a function (the tracker's), numbers only."""
+
+    def __init__(self, sink: MetricSink) -> None:
+        self._sink = sink
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self._sink(state.global_step, {name: float(value) for name, value in logs.items()})
+
+
+class StopSignalCallback(TrainerCallback):
+    """SIGTERM ends the training after the running step with a checkpoint; the stage then ends with code 143, never 0."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopSignalCallback":
+        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.is_stopped = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_stopped:
+            control.should_save = True
+            control.should_training_stop = True

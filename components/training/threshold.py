@@ -1,0 +1,59 @@
+"""The lagged threshold: one number for all micro-batches and ranks of a step, from the scores of earlier steps.
+
+A quantile of the current micro-batch would make the mask depend on how the step is split; a lagged one does not, and it
+needs no second pass. It starts from the base model's own scores (the student's at step 0), is a running mean of the steps'
+quantiles, and travels in the checkpoint.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.objectives.presets import Objective
+from components.uncertainty.selection import quantile_threshold
+
+NEWEST_WEIGHT = 0.5
+
+
+class LaggedThreshold:
+    """State: the threshold in force and the scores seen since the last step."""
+
+    def __init__(self, objective: Objective, initial_scores_N: Tensor | None) -> None:
+        self._objective = objective
+        self._pending: list[Tensor] = []
+        self.value: float | None = objective.threshold_nats
+        if objective.needs_threshold and initial_scores_N is not None:
+            self.value = quantile_threshold(initial_scores_N, objective.keep, objective.select)
+
+    def current(self, scores_N: Tensor) -> float | None:
+        """The threshold for these scores; None where the objective has none (everything, or a random choice)."""
+        objective = self._objective
+        if not objective.needs_threshold:
+            return self.value if objective.select in ("high", "low") else 1.0
+        if objective.scope == "micro_batch" or self.value is None:
+            return quantile_threshold(scores_N, objective.keep, objective.select) if len(scores_N) else 0.0
+        return self.value
+
+    def observe(self, scores_N: Tensor) -> None:
+        if self._objective.needs_threshold:
+            self._pending.append(scores_N.detach())
+
+    def take_pending(self) -> Tensor:
+        """Scores of the step that ends, [N]; the caller joins those of the other ranks."""
+        scores_N = torch.cat(self._pending) if self._pending else torch.empty(0)
+        self._pending = []
+        return scores_N
+
+    def advance(self, scores_N: Tensor) -> None:
+        """Move to the next step with the scores of the whole step that has just ended."""
+        if not self._objective.needs_threshold or not len(scores_N):
+            return
+        newest = quantile_threshold(scores_N.float(), self._objective.keep, self._objective.select)
+        self.value = newest if self.value is None else NEWEST_WEIGHT * newest + (1 - NEWEST_WEIGHT) * self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
