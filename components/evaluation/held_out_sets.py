@@ -1,0 +1,31 @@
+"""Which sets a model is evaluated on: validation and in-domain test splits, and one OOD set per file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.artifacts import DATA, ROOT
+from components.data.held_out import list_ood_files
+from components.data.tokenized import read_split
+from components.evaluation.comparison import OOD_PREFIX
+from components.evaluation.items import EvaluationItem, item_of_row
+from components.evaluation.tasks import read_ood_set
+from components.params import DataParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def ood_path(data: DataParams) -> Path:
+    """The OOD files: those of the embedded world, or the user's."""
+    return DATA / "ood" if data.source == "embedded" else ROOT / data.ood_path
+
+
+def read_sets(data: DataParams, tokenizer: "PreTrainedTokenizerBase", max_items: int) -> dict[str, list[EvaluationItem]]:
+    """Set name -> items; the same for every model, so that results can be paired."""
+    sets: dict[str, list[EvaluationItem]] = {}
+    for name, split in (("validation", "validation"), ("in_domain", "test")):
+        rows = read_split(DATA, split)
+        sets[name] = [item_of_row(rows[index]) for index in range(min(len(rows), max_items))]
+    for file in list_ood_files(ood_path(data)):
+        sets[OOD_PREFIX + file.stem] = read_ood_set(file, tokenizer, data.max_length, max_items)
+    return sets
