@@ -1,0 +1,44 @@
+"""Stage `evaluate_ood@<model>`: all figures of one model, on the in-domain test split and every OOD set.
+
+    python -m flows.evaluate_ood base
+    python -m flows.evaluate_ood uncertainty_aware 0
+
+Takes the model, the base beside it (for drift), the prepared data and the OOD sets. Leaves
+artifacts/evaluations/<model>.json with results per item.
+"""
+
+from typing import Any
+
+from components.artifacts import EVALUATIONS, MODELS, write_json
+from components.params import ComputeParams, DataParams, EvaluationParams
+from flows.stage_runner import main
+
+
+def evaluate_ood(
+    preset: str, seed: int = -1, *, data: DataParams, evaluation: EvaluationParams, compute: ComputeParams
+) -> dict[str, Any]:
+    from components.evaluation.comparison import model_metrics
+    from components.evaluation.evaluate import evaluate_sets
+    from components.evaluation.held_out_sets import read_sets
+    from components.models import load_base_model, load_model, load_prepared_tokenizer, select_device, weights_fingerprint
+
+    is_base = preset == "base"
+    name = "base" if is_base else f"{preset}-{seed}"
+    device = select_device(compute)
+    base = load_base_model(device=device)
+    model = base if is_base else load_model(MODELS / name, device=device)
+    sets = read_sets(data, load_prepared_tokenizer(), evaluation.max_items_per_set)
+    result = {
+        "model": name,
+        "preset": preset,
+        "seed": None if is_base else seed,
+        "model_fingerprint": weights_fingerprint(None if is_base else MODELS / name),
+        "sets": evaluate_sets(model, base, sets, evaluation),
+    }
+    write_json(EVALUATIONS / f"{name}.json", result)
+    shown = ("in_domain_accuracy", "ood_accuracy", "in_domain_nll", "ood_nll")
+    return {key: round(value, 4) for key in shown if (value := model_metrics(result)[key]) is not None}
+
+
+if __name__ == "__main__":
+    main(evaluate_ood)

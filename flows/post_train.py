@@ -1,0 +1,65 @@
+"""Stage `post_train@<preset>-<seed>`: one student, from the base, with one objective and one seed.
+
+    python -m flows.post_train uncertainty_aware 0
+
+Takes the base, the training rows, the teacher cache, `objective.<preset>` and `training`. Leaves
+artifacts/models/<preset>-<seed>/ and its curve. Checkpoints live under .work, keyed by all inputs: a killed run goes on, a changed one starts afresh.
+"""
+
+import shutil
+from typing import Any
+
+from components.artifacts import CURVES, DATA, MODELS, TEACHER_CACHE, WORK, publish_folder, write_csv
+from components.params import ComputeParams, ObjectiveParams, TeacherCacheParams, TrainingParams
+from flows.stage_runner import main
+
+
+def post_train(
+    preset: str,
+    seed: int,
+    *,
+    objective: ObjectiveParams,
+    training: TrainingParams,
+    teacher_cache: TeacherCacheParams,
+    compute: ComputeParams,
+) -> dict[str, Any]:
+    from components.data.tokenized import read_split
+    from components.models import load_base_model, load_prepared_tokenizer, pad_token_id, select_device
+    from components.objectives.presets import resolve
+    from components.teacher_cache.identity import expected_identity
+    from components.teacher_cache.reader import TeacherCacheReader
+    from components.tracking import RunRecorder, lineage_tags
+    from components.training.post_train import post_train_model, run_fingerprint
+
+    name = f"{preset}-{seed}"
+    resolved = resolve(preset, objective)
+    identity = expected_identity(teacher_cache)
+    cache = TeacherCacheReader(TEACHER_CACHE, identity)
+    fingerprint = run_fingerprint(resolved, training, identity, seed)
+    tokenizer = load_prepared_tokenizer()
+    work = WORK / "post_train" / f"{name}-{fingerprint[:16]}"
+    params = {"preset": preset, "seed": seed, "objective": vars(resolved), "training": training.model_dump()}
+    tags = {"ballast.model": name, "ballast.fingerprint": fingerprint, "ballast.preset": preset, **lineage_tags()}
+    with RunRecorder(name, params, tags) as recorder:
+        result = post_train_model(
+            load_base_model(),
+            read_split(DATA, "train"),
+            cache,
+            resolved,
+            training,
+            seed=seed,
+            device=select_device(compute),
+            pad_token_id=pad_token_id(tokenizer),
+            work=work,
+            sink=recorder.log,
+        )
+    with publish_folder(MODELS / name) as staging:
+        result.model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    write_csv(CURVES / f"{name}.csv", result.curve)
+    shutil.rmtree(work, ignore_errors=True)
+    return {"steps": training.num_steps, "nll": round(result.curve[-1]["nll"], 4), "resumed_at_step": result.resumed_at_step}
+
+
+if __name__ == "__main__":
+    main(post_train)

@@ -1,0 +1,121 @@
+"""How a stage's process runs: parameters from params.yaml, errors for people, a tracked flow run where Prefect is configured.
+
+A flow function takes the cell of the matrix as positional arguments and sections of params.yaml as keyword-only arguments;
+dvc.yaml lists the same sections. With PREFECT_API_URL set the call is a Prefect flow run; without, it is a plain call and no
+server is started.
+"""
+
+import inspect
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import WORK, write_json
+from components.errors import BallastError, ParamsError
+from components.params import Params, load_params
+from flows.warm_start import die_with_parent, run_warm
+
+StageFunction = Callable[..., dict[str, Any]]
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""No library reports home; set before any of them is imported."""
+LOG_INTERVAL_SECONDS = "15"
+"""Between two progress lines where nobody watches a terminal (DVC's and Prefect's logs)."""
+
+
+def main(function: StageFunction) -> None:
+    """Run the stage as `python -m flows.<stage> [cell ...]` and end the process with its exit code."""
+    started = time.time()
+    progress = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": LOG_INTERVAL_SECONDS}
+    os.environ.update({name: value for name, value in {**QUIET, **progress}.items() if name not in os.environ})
+    code = run_warm(f"flows.{function.__name__}", sys.argv[1:])
+    if code is None:
+        die_with_parent()
+        code = run_here(function, sys.argv[1:])
+    write_timing(function.__name__, sys.argv[1:], {"wall_seconds": time.time() - started + _seconds_before(started)})
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def run_here(function: StageFunction, cell: list[str]) -> int:
+    """Run the stage in this process; faults for people become one message and their exit code."""
+    started = time.perf_counter()
+    try:
+        arguments = bind_arguments(function, cell, load_params())
+        result = tracked(function, cell)(**arguments) if os.environ.get("PREFECT_API_URL") else function(**arguments)
+    except BallastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    write_timing(function.__name__, cell, {"work_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()})
+    print(f"{'@'.join([function.__name__, '-'.join(cell)]).rstrip('@')}: " + ", ".join(f"{k} {v}" for k, v in result.items()))
+    return 0
+
+
+def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> dict[str, Any]:
+    """The flow's arguments: positional ones from the command line, keyword-only ones from params.yaml by name."""
+    arguments: dict[str, Any] = {}
+    words = list(cell)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            arguments[name] = getattr(params, name)
+        elif words:
+            arguments[name] = int(words.pop(0)) if parameter.annotation is int else words.pop(0)
+        elif parameter.default is inspect.Parameter.empty:
+            raise ParamsError(f"flows.{function.__name__} needs {name}: python -m flows.{function.__name__} <{name}>")
+    if words:
+        raise ParamsError(f"flows.{function.__name__}: unexpected {words}; values live in params.yaml, not in flags")
+    if "objective" in arguments:
+        preset = arguments["preset"]
+        if preset not in params.objective:
+            raise ParamsError(f"params.yaml has no objective.{preset}; it has {sorted(params.objective)}")
+        arguments["objective"] = params.objective[preset]
+    return arguments
+
+
+def tracked(function: StageFunction, cell: list[str]) -> StageFunction:
+    """The same function as a Prefect flow named after the stage; the run is named after the cell."""
+    from prefect import flow
+
+    name = function.__name__.replace("_", "-")
+    tracked_flow: StageFunction = flow(
+        name=name, flow_run_name="-".join(cell) or name, persist_result=False, validate_parameters=False, log_prints=True
+    )(function)
+    return tracked_flow
+
+
+def timing_file(stage: str, cell: list[str]) -> Path:
+    return WORK / "timings" / f"{'-'.join([stage, *cell])}.json"
+
+
+def write_timing(stage: str, cell: list[str], figures: dict[str, float]) -> None:
+    """Keep wall and work seconds of the latest run of each cell, for benchmarks/stage_seconds.py; never part of an artifact."""
+    file = timing_file(stage, cell)
+    known = json.loads(file.read_text()) if file.exists() and "work_seconds" not in figures else {}
+    write_json(file, {**known, **figures})
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _seconds_before(started: float) -> float:
+    """Seconds between the start of this process and `started` (interpreter start-up and imports); 0 where /proc is missing."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return 0.0
+    age = uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, age - (time.time() - started))
