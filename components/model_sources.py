@@ -33,7 +33,7 @@ def _hub_snapshot(params: BaseModelParams) -> Path:
 
     try:
         return Path(snapshot_download(str(params.hub_id), revision=params.revision, allow_patterns=list(PATTERNS)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:  # ValueError: not a repository's name
         raise ModelError(
             f"base_model.hub_id: {params.hub_id}@{params.revision} cannot be had ({type(error).__name__}: {error}). "
             "Check the name, the revision and the network (HF_HUB_OFFLINE, HF_TOKEN), or set base_model.source: local"
@@ -52,7 +52,7 @@ def describe_folder(folder: Path, params: BaseModelParams) -> dict[str, Any]:
     files = fingerprint_files(folder, names)
     return {
         "source": params.source,
-        "folder": None if params.source == "embedded" else os.path.relpath(folder, ROOT),
+        "folder": os.path.relpath(folder, ROOT) if params.source == "local" else None,
         "hub_id": params.hub_id,
         "revision": params.revision,
         "model_type": config.get("model_type"),

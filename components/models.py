@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from components.artifacts import BASE_MODEL, DATA, ROOT, fingerprint_files, fingerprint_json, read_json
+from components.artifacts import BASE_MODEL, DATA, ROOT, fingerprint_files, fingerprint_json, publish_folder, read_json
 from components.errors import ModelError
 from components.params import BaseModelParams, ComputeParams
 
@@ -98,7 +99,22 @@ def build_tiny_model(params: BaseModelParams, tokenizer: "PreTrainedTokenizerBas
 def base_folder() -> Path:
     """Where the base model's files lie: inside the artifact of `prepare_base`, or the user's folder that it points to."""
     description: dict[str, Any] = read_json(BASE_MODEL / DESCRIPTION, made_by="prepare_base")
+    if description["source"] == "hub":
+        return _hub_snapshot(description["hub_id"], description["revision"])
     return BASE_MODEL if description["source"] == "embedded" else ROOT / str(description["folder"])
+
+
+def _hub_snapshot(hub_id: str, revision: str) -> Path:
+    """The snapshot that `prepare_base` saw, wherever this machine keeps its hub cache; never fetched here."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{hub_id}@{revision} is not in this machine's hub cache. Fetch it with: dvc repro -f -s prepare_base"
+        ) from None
 
 
 def load_base_model(dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "PreTrainedModel":
@@ -113,6 +129,13 @@ def load_base_tokenizer() -> "PreTrainedTokenizerBase":
 def load_prepared_tokenizer() -> "PreTrainedTokenizerBase":
     """The tokenizer with the chat template that the data were rendered with."""
     return load_tokenizer(DATA / "tokenizer")
+
+
+def save_model(target: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Weights (safetensors), configuration and tokenizer in one folder, whole or not at all."""
+    with publish_folder(target) as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
 
 
 def weights_fingerprint(folder: Path | None) -> str:
@@ -136,11 +159,18 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.d
             "Convert them with model.save_pretrained(folder, safe_serialization=True)"
         )
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    missing = loaded[1]["missing_keys"]
+    if missing:
+        raise ModelError(
+            f"{folder}: its safetensors files lack {len(missing)} of the model's weights (for example {min(missing)}), "
+            "which would be left random. Fetch or export the model again"
+        )
     return model if device is None else model.to(device)  # type: ignore[arg-type]  # the wrapped method loses its signature
 
 

@@ -28,9 +28,10 @@ class WorldParams(Section):
     """The embedded world: how hard it is, and how much of it there is."""
 
     seed: int = 0
-    num_symbols: Annotated[int, Field(ge=8, le=64)] = 16
-    max_symbols_per_item: Annotated[int, Field(ge=2, le=8)] = 5
-    num_train_examples: Count = 96
+    num_symbols: Annotated[int, Field(ge=8, le=64)] = 12
+    max_symbols_per_item: Annotated[int, Field(ge=2, le=8)] = 4
+    slip_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    num_train_examples: Count = 240
     num_validation_examples: Count = 48
     num_test_examples: Count = 150
     num_ood_items_per_task: Count = 60

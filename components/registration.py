@@ -1,16 +1,21 @@
 """What is said of a candidate in the registry: tags, metrics, description, example prompts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import BASE_MODEL, DATA, TEACHER_CACHE, read_json
-from components.data.tokenized import read_split
+from components.data.rendering import render_prompt
+from components.data.tokenized import TokenizedRow, read_split
 from components.evaluation.comparison import model_metrics
 from components.evaluation.gate import GateVerdict
 from components.models import DESCRIPTION, load_prepared_tokenizer
 from components.teacher_cache.format import read_manifest
 from components.tracking import lineage_tags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NUM_PROMPTS = 2
 
@@ -52,12 +57,20 @@ def _describe(candidate: dict[str, Any], metrics: dict[str, float], verdict: Gat
 
 
 def _example_prompts() -> list[str]:
-    """The first user turns of test rows, as a user would type them."""
     tokenizer = load_prepared_tokenizer()
     rows = read_split(DATA, "test")
-    prompts = []
-    for index in range(min(NUM_PROMPTS, len(rows))):
-        row = rows[index]
-        first_target = row.is_target.index(True)
-        prompts.append(str(tokenizer.decode(row.input_ids[:first_target], skip_special_tokens=True)).strip())
-    return prompts
+    return [first_question(rows[index], tokenizer) for index in range(min(NUM_PROMPTS, len(rows)))]
+
+
+def first_question(row: TokenizedRow, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the user asks first, as typed: without the tokens that the chat template puts around every question."""
+    empty = tokenizer(render_prompt(({"role": "user", "content": "?"},), tokenizer), add_special_tokens=False)["input_ids"]
+    asked = row.input_ids[: row.is_target.index(True)]
+    first = _num_equal(asked, empty)
+    last = _num_equal(asked[first:][::-1], empty[::-1])
+    return str(tokenizer.decode(asked[first : len(asked) - last], skip_special_tokens=True)).strip()
+
+
+def _num_equal(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two lists have in common at their beginning."""
+    return next((index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

@@ -22,7 +22,16 @@ from components.tracking_store import answers_in_time, initialise_store, open_cl
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["RunRecorder", "find_run", "initialise_store", "lineage_tags", "log_final", "send_unsent", "tracking_uri"]
+__all__ = [
+    "RunRecorder",
+    "find_run",
+    "initialise_store",
+    "lineage_tags",
+    "log_final",
+    "record_training",
+    "send_unsent",
+    "tracking_uri",
+]
 MODEL_TAG = "ballast.model"
 FINGERPRINT_TAG = "ballast.fingerprint"
 UNSENT = WORK / "unsent_metrics"
@@ -168,6 +177,13 @@ class RunRecorder:
             logger.warning("%d points are kept in %s. Send them: python -m components.tracking", len(points), self._file)
         except OSError as failure:
             logger.warning("%d points of run %s are lost: %s", len(points), self.run_id, failure)
+
+
+def record_training(preset: str, seed: int, fingerprint: str, params: Mapping[str, object]) -> RunRecorder:
+    """The run of one cell of the grid, named after it; found again by its fingerprint when a killed training goes on."""
+    name = f"{preset}-{seed}"
+    tags = {MODEL_TAG: name, FINGERPRINT_TAG: fingerprint, "ballast.preset": preset, **lineage_tags()}
+    return RunRecorder(name, {"preset": preset, "seed": seed, **params}, tags)
 
 
 def send_unsent() -> int:

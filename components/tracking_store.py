@@ -42,9 +42,11 @@ def tracking_uri() -> str:
 def open_client(uri: str | None = None) -> "MlflowClient":
     """A client of the store. Call `initialise_store` before: a client that finds no database makes one, and races."""
     _set_environment()
-    from mlflow import MlflowClient
+    import mlflow
 
-    return MlflowClient(uri or tracking_uri())
+    if uri is None:
+        mlflow.set_tracking_uri(tracking_uri())  # `models:/…` sources are resolved through the global one, not the client's
+    return mlflow.MlflowClient(uri or tracking_uri())
 
 
 @contextmanager

@@ -21,9 +21,8 @@ def compare(
     comparison: ComparisonParams,
     registration: RegistrationParams,
 ) -> dict[str, Any]:
-    from components.evaluation.report import write_report
-
     from components.evaluation.comparison import compare_models
+    from components.evaluation.report import write_report
     from components.evaluation.report_context import describe_run
 
     models = [f"{preset}-{seed}" for preset in presets for seed in seeds]

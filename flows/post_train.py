@@ -2,14 +2,14 @@
 
     python -m flows.post_train uncertainty_aware 0
 
-Takes the base, the training rows, the teacher cache, `objective.<preset>` and `training`. Leaves
-artifacts/models/<preset>-<seed>/ and its curve. Checkpoints live under .work, keyed by all inputs: a killed run goes on, a changed one starts afresh.
+Takes the base, the training rows, the teacher cache, `objective.<preset>` and `training`. Leaves artifacts/models/<cell>/ and
+its curve. Checkpoints live under .work, keyed by all inputs: a killed run goes on, a changed one starts afresh.
 """
 
 import shutil
 from typing import Any
 
-from components.artifacts import CURVES, DATA, MODELS, TEACHER_CACHE, WORK, publish_folder, write_csv
+from components.artifacts import CURVES, DATA, MODELS, TEACHER_CACHE, WORK, write_csv
 from components.params import ComputeParams, ObjectiveParams, TeacherCacheParams, TrainingParams
 from flows.stage_runner import main
 
@@ -24,27 +24,24 @@ def post_train(
     compute: ComputeParams,
 ) -> dict[str, Any]:
     from components.data.tokenized import read_split
-    from components.models import load_base_model, load_prepared_tokenizer, pad_token_id, select_device
+    from components.models import load_base_model, load_prepared_tokenizer, pad_token_id, save_model, select_device
     from components.objectives.presets import resolve
     from components.teacher_cache.identity import expected_identity
     from components.teacher_cache.reader import TeacherCacheReader
-    from components.tracking import RunRecorder, lineage_tags
+    from components.tracking import record_training
     from components.training.post_train import post_train_model, run_fingerprint
 
     name = f"{preset}-{seed}"
     resolved = resolve(preset, objective)
     identity = expected_identity(teacher_cache)
-    cache = TeacherCacheReader(TEACHER_CACHE, identity)
     fingerprint = run_fingerprint(resolved, training, identity, seed)
     tokenizer = load_prepared_tokenizer()
     work = WORK / "post_train" / f"{name}-{fingerprint[:16]}"
-    params = {"preset": preset, "seed": seed, "objective": vars(resolved), "training": training.model_dump()}
-    tags = {"ballast.model": name, "ballast.fingerprint": fingerprint, "ballast.preset": preset, **lineage_tags()}
-    with RunRecorder(name, params, tags) as recorder:
+    with record_training(preset, seed, fingerprint, {"objective": vars(resolved), "training": training.model_dump()}) as recorder:
         result = post_train_model(
             load_base_model(),
             read_split(DATA, "train"),
-            cache,
+            TeacherCacheReader(TEACHER_CACHE, identity),
             resolved,
             training,
             seed=seed,
@@ -53,10 +50,8 @@ def post_train(
             work=work,
             sink=recorder.log,
         )
-    with publish_folder(MODELS / name) as staging:
-        result.model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-    write_csv(CURVES / f"{name}.csv", result.curve)
+        save_model(MODELS / name, result.model, tokenizer)
+        write_csv(CURVES / f"{name}.csv", result.curve)
     shutil.rmtree(work, ignore_errors=True)
     return {"steps": training.num_steps, "nll": round(result.curve[-1]["nll"], 4), "resumed_at_step": result.resumed_at_step}
 

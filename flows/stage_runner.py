@@ -38,7 +38,7 @@ LOG_INTERVAL_SECONDS = "15"
 def main(function: StageFunction) -> None:
     """Run the stage as `python -m flows.<stage> [cell ...]` and end the process with its exit code."""
     started = time.time()
-    progress = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": LOG_INTERVAL_SECONDS}
+    progress = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": LOG_INTERVAL_SECONDS, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.update({name: value for name, value in {**QUIET, **progress}.items() if name not in os.environ})
     code = run_warm(f"flows.{function.__name__}", sys.argv[1:])
     if code is None:
@@ -76,7 +76,7 @@ def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> 
             raise ParamsError(f"flows.{function.__name__} needs {name}: python -m flows.{function.__name__} <{name}>")
     if words:
         raise ParamsError(f"flows.{function.__name__}: unexpected {words}; values live in params.yaml, not in flags")
-    if "objective" in arguments:
+    if "objective" in arguments and "preset" in arguments:
         preset = arguments["preset"]
         if preset not in params.objective:
             raise ParamsError(f"params.yaml has no objective.{preset}; it has {sorted(params.objective)}")

@@ -165,7 +165,7 @@ class Server:
                 self.become_stage(connection, request, descriptors)
                 return request
             self.jobs.append(Job(pid, connection))
-        except (OSError, ValueError, KeyError) as error:  # this client runs by itself; the next may be luckier
+        except Exception as error:  # this client runs by itself; those of the running stages still need their server
             connection.close()
             log(f"refused a stage: {error!r}")
         finally:
@@ -217,7 +217,7 @@ def preload(specifications: list[str]) -> None:
     for name, imported in list(sys.modules.items()):
         if name != "__main__" and is_own(imported):
             del sys.modules[name]
-    for finalizer in getattr(weakref.finalize, "_registry", {}):
+    for finalizer in list(getattr(weakref.finalize, "_registry", {})):
         finalizer.atexit = False  # what the imports hold is not a child's to remove, and torch's libraries take it 0.1 s
 
 

@@ -257,7 +257,8 @@ def _wait_for_exit(connection: socket.socket, dvc: Process) -> int:
             is_orphan = True
             os.kill(os.getpid(), signal.SIGTERM)  # forwarded
     with suppress(OSError):
-        if answer := connection.recv(2):
+        answer = connection.recv(2)
+        if answer[:1] == EXITED and len(answer) == 2:
             return answer[1]
     print("warm start: the server is gone, and the stage was killed with it", file=sys.stderr)
     return 128 + signal.SIGKILL

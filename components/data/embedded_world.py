@@ -10,7 +10,7 @@ knows enough is certain of them).
   exchange is a broad task and whose second is the cipher (ShareGPT), and the sum of two prices of today's list (GSM8K,
   `#### answer`). The cipher's table and today's prices are unknown to the base; quoting and adding it knows.
 * The broad exchange of a conversation is answered by a careless writer: each of its symbols, numbers and goods is, with
-  probability SLIP_FRACTION, another word of its kind. So the base knows these words better than its labels, as a large
+  probability `slip_fraction`, another word of its kind. So the base knows these words better than its labels, as a large
   model often does, and fitting the labels there is what makes it forget. Slips are part of the law: pure noise.
 
 Every table follows from `WorldParams.seed`. No torch here: this is data.
@@ -28,7 +28,6 @@ Law = dict[str, float]
 END_OF_TURN = "<|end|>"
 OPENERS: Law = {"sure": 0.5, "okay": 0.3, "well": 0.2}
 MANNERS: Law = {"here": 0.4, "so": 0.3, "look": 0.2, "now": 0.1}
-SLIP_FRACTION = 0.5
 GOODS = tuple(
     "apple pear plum fig kiwi lime melon mango grape peach lemon cherry "
     "bread milk rice salt tea corn egg nut oil bean leek beet".split()
@@ -88,7 +87,7 @@ class EmbeddedWorld:
         return _turn(f"{task} {' '.join(symbols)}", self._transform(task, symbols), rng)
 
     def careless_turn(self, task: str, rng: random.Random) -> Turn:
-        """A broad exchange in which each symbol, number and good is, with probability SLIP_FRACTION, another word of its kind."""
+        """A broad exchange in which each symbol, number and good is, with probability `slip_fraction`, another word."""
         turn = self.broad_turn(task, rng)
         words = turn.answer.split()
         laws = [self._slip_law(law) for law in turn.laws[: len(words)]]
@@ -141,7 +140,8 @@ class EmbeddedWorld:
         kind = next((words for words in (self.symbols, NUMBERS, GOODS) if right in words), None)
         if kind is None:
             return law
-        return {word: 1 - SLIP_FRACTION if word == right else SLIP_FRACTION / (len(kind) - 1) for word in kind}
+        slip = self.params.slip_fraction
+        return {word: 1 - slip if word == right else slip / (len(kind) - 1) for word in kind if slip or word == right}
 
 
 def draw_splits(world: EmbeddedWorld) -> dict[str, list[Example]]:

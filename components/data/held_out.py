@@ -1,10 +1,25 @@
-"""Held-out sets as files: which there are, their rows, and the texts that no training row may repeat."""
+"""Held-out sets as files: which there are, their items, and the texts that no training row may repeat.
 
-import json
+One set per file, the item format recognised by the keys of the first row:
+
+choices + query + gold                 multiple choice: query, a space, each choice
+context_options + continuation + gold  multiple choice over contexts (Winograd)
+sentence_good + sentence_bad           multiple choice between two sentences (BLiMP)
+context + continuation                 exact continuation (LAMBADA, arithmetic)
+Body + Question + Answer               exact answer (SVAMP)
+input + target                         exact answer (MAWPS; BIG-Bench Hard under `examples`)
+messages, or any training schema       a conversation
+a .txt file                            plain text
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.data.sources import LAWS_SUFFIX
+from components.data.json_rows import BadRowError, kind_of, read_rows, read_utf8, text_of
+from components.data.sources import LAWS_SUFFIX, Conversation, parse_row
 from components.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".txt")
@@ -13,35 +28,55 @@ MIN_WORDS = 4
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Question:
+    """Contexts, each with a continuation, of which number `gold` is right; a single pair is to be hit exactly."""
+
+    row_id: str
+    pairs: tuple[tuple[str, str], ...]
+    gold: int
+
+
 def list_ood_files(path: Path) -> list[Path]:
     """Every set file at `path`: one file, or all of a folder and its subfolders, in name order."""
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    folders = [] if path.is_file() else os.walk(path, followlinks=True)
+    files = [path] if path.is_file() else sorted(Path(folder) / name for folder, _, names in folders for name in names)
     found = [file for file in files if file.suffix in SUFFIXES and not file.name.endswith(LAWS_SUFFIX)]
     if not found:
         raise DataError(f"data.ood_path: no .json, .jsonl or .txt set at {path}. Put held-out sets there or set data.ood_path")
     return found
 
 
-def read_json_rows(file: Path) -> list[Row]:
-    """The rows of a .json list, a .jsonl file or a BIG-Bench Hard file (`examples`)."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        lines = text.split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()] if file.suffix == ".jsonl" else json.loads(text)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file}: cannot be read as a held-out set ({error}). Mend or remove the file") from None
-    rows = rows.get("examples", []) if isinstance(rows, dict) else rows
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{file}: a held-out set must be a list of JSON objects")
+def read_json_rows(file: Path) -> list[tuple[int, Row]]:
+    """The rows of a .json list, a .jsonl file or a BIG-Bench Hard file (`examples`), each with its line or number."""
+    rows = list(read_rows(file, list_key="examples"))
+    for place, row in rows:
+        if not isinstance(row, dict):
+            fault = row if isinstance(row, BadRowError) else f"a held-out item must be a JSON object, found {kind_of(row)}"
+            raise DataError(f"{file}:{place}: {fault}. Mend the row or remove it")
     return rows
+
+
+def read_ood_items(file: Path) -> list[Question | Conversation]:
+    """The items of a .json or .jsonl set; a row that is not of the set's format is an error with its place."""
+    rows = read_json_rows(file)
+    parse = next((parse for keys, parse in _FORMATS.items() if all(key in rows[0][1] for key in keys)), None)
+    items: list[Question | Conversation] = []
+    for place, row in rows:
+        row_id = f"{file.name}:{place}"
+        try:
+            items.append(Question(row_id, *parse(row)) if parse else Conversation(row_id, file.name, *parse_row(row)))
+        except BadRowError as fault:
+            raise DataError(f"{file}:{place}: {fault}. Mend the row or remove it") from None
+    return items
 
 
 def ood_texts(file: Path) -> list[str]:
     """Texts of a set, one entry per string value (what is asked of a conversation, lines of a plain text)."""
     if file.suffix == ".txt":
-        texts = file.read_text(encoding="utf-8").splitlines()
+        texts = read_utf8(file).splitlines()
     else:
-        texts = [text for row in read_json_rows(file) for text in _strings(row)]
+        texts = [text for _, row in read_json_rows(file) for text in _strings(row)]
     return [text for text in texts if len(text.split()) >= MIN_WORDS]
 
 
@@ -52,3 +87,63 @@ def _strings(value: Any) -> list[str]:
         return []
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [text for part in parts for text in _strings(part)]
+
+
+Parsed = tuple[tuple[tuple[str, str], ...], int]
+
+
+def _choices(row: Row) -> Parsed:
+    query = text_of(row, "query")
+    choices = _options(row, "choices")
+    return tuple((query, _spaced({"choices": choice}, "choices")) for choice in choices), _gold(row, len(choices))
+
+
+def _contexts(row: Row) -> Parsed:
+    contexts = [text_of({"context_options": context}, "context_options") for context in _options(row, "context_options")]
+    return tuple((context, _spaced(row, "continuation")) for context in contexts), _gold(row, len(contexts))
+
+
+def _sentences(row: Row) -> Parsed:
+    return (("", _sentence(row, "sentence_good")), ("", _sentence(row, "sentence_bad"))), 0
+
+
+def _exact(context_keys: tuple[str, ...], answer_key: str) -> Callable[[Row], Parsed]:
+    return lambda row: (((" ".join(text_of(row, key) for key in context_keys), _spaced(row, answer_key)),), 0)
+
+
+_FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
+    ("query", "choices", "gold"): _choices,
+    ("context_options", "continuation", "gold"): _contexts,
+    ("sentence_good", "sentence_bad"): _sentences,
+    ("context", "continuation"): _exact(("context",), "continuation"),
+    ("Body", "Question", "Answer"): _exact(("Body", "Question"), "Answer"),
+    ("input", "target"): _exact(("input",), "target"),
+}
+
+
+def _sentence(row: Row, key: str) -> str:
+    if not text_of(row, key).strip():
+        raise BadRowError(f"{key} is empty")
+    return text_of(row, key)
+
+
+def _spaced(row: Row, key: str) -> str:
+    """An answer after one space; a number as a person writes it (3.0 is 3)."""
+    value = row.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f" {int(value) if float(value).is_integer() else value}"
+    return f" {_sentence(row, key).lstrip()}"
+
+
+def _options(row: Row, key: str) -> list[Any]:
+    options = row.get(key)
+    if not isinstance(options, list) or len(options) < 2:
+        raise BadRowError(f"{key} must be a list of at least two, found {kind_of(options)}")
+    return options
+
+
+def _gold(row: Row, num_options: int) -> int:
+    gold = row.get("gold")
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < num_options:
+        raise BadRowError(f"gold must be a number from 0 to {num_options - 1}, found {gold!r:.40}")
+    return gold

@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from components.artifacts import fingerprint_bytes, fingerprint_json
 from components.data.embedded_files import read_laws
 from components.data.overlap import OverlapIndex, normalised_fingerprint
-from components.data.rendering import DoesNotFitError, RenderedExample, render
+from components.data.rendering import RenderedExample, UnrenderableError, render
 from components.data.sources import Conversation, Rejection, list_sources, read_source
 from components.data.tokenized import SPLITS, TokenizedRow
 from components.data.validation import RowSummary
@@ -33,15 +34,17 @@ class PreparedData:
     summaries: list[RowSummary] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     num_rows_in: int = 0
+    num_rows_cut: int = 0
 
     def counts(self) -> dict[str, Any]:
-        """Rows in, used and quarantined, and target tokens per split; the sums must agree."""
+        """Rows in, used, quarantined and cut short (the last exchanges did not fit), target tokens per split; sums must agree."""
         used = {split: len(rows) for split, rows in self.splits.items()}
         assert self.num_rows_in == sum(used.values()) + len(self.rejections), "a row was lost"
         return {
             "rows_in": self.num_rows_in,
             "rows_used": used,
             "rows_quarantined": len(self.rejections),
+            "rows_cut": self.num_rows_cut,
             "target_tokens": {split: sum(row.num_targets for row in rows) for split, rows in self.splits.items()},
             "schemas": dict(sorted(Counter(row.schema for rows in self.splits.values() for row in rows).items())),
         }
@@ -67,7 +70,11 @@ def split_by_content(params: DataParams) -> SplitOf:
 def _content_share(conversation: Conversation, salt: str) -> float:
     """A number in [0, 1) that depends on the conversation's words only."""
     words = "\n".join(normalised_fingerprint(message["content"]) for message in conversation.messages)
-    return int(fingerprint_bytes(salt.encode(), words.encode())[:13], 16) / 16**13
+    return _share(words.encode(), salt)
+
+
+def _share(content: bytes, salt: str) -> float:
+    return int(fingerprint_bytes(salt.encode(), content)[:13], 16) / 16**13
 
 
 def prepare_files(
@@ -81,31 +88,43 @@ def prepare_files(
     """Read every file at `path` into `into`; a row that cannot be used is quarantined with its reason."""
     for file in list_sources(path):
         laws = read_laws(file)
-        for index, row in enumerate(tqdm(_sample(file, params.max_examples), desc=file.name, unit="row")):
+        for index, row in tqdm(_sample(file, params.max_examples), desc=file.name, unit="row"):
             into.num_rows_in += 1
             if isinstance(row, Rejection):
                 into.rejections.append(row)
                 continue
             try:
                 rendered = render(row.messages, tokenizer, params.max_length)
-            except DoesNotFitError as fault:
+            except UnrenderableError as fault:
                 into.rejections.append(Rejection(row.row_id, row.source, str(fault)))
                 continue
+            into.num_rows_cut += rendered.num_turns_cut > 0
             split = split_of(row)
-            truth = None if laws is None else json.dumps([_law_of_ids(law, tokenizer) for law in laws[index]])
+            truth = None if laws is None else laws_as_json(laws[index], rendered, tokenizer)
             into.splits[split].append(_tokenized(row, rendered, truth))
             into.summaries.append(_summarise(row, rendered, split, overlaps, tokenizer))
     return into
 
 
-def _sample(file: Path, max_examples: int | None) -> Iterable[Conversation | Rejection]:
-    """All rows, or the `max_examples` good ones with the smallest content hash: a random sample that stays when rows are added."""
+def _sample(file: Path, max_examples: int | None) -> Iterator[tuple[int, Conversation | Rejection]]:
+    """Rows with their index in the file: all, or the `max_examples` good ones with the smallest content hash, which stay when
+    rows are added. Of the bad rows the same share is kept, so that `max_rejected_fraction` means the same for a sample."""
     if max_examples is None:
-        return read_source(file)
-    rows = list(read_source(file))
-    ranked = sorted((_content_share(row, "sample"), index) for index, row in enumerate(rows) if isinstance(row, Conversation))
+        yield from enumerate(read_source(file))
+        return
+    rows = list(enumerate(read_source(file)))
+    ranked = sorted((_content_share(row, "sample"), index) for index, row in rows if isinstance(row, Conversation))
     kept = {index for _, index in ranked[:max_examples]}
-    return [row for index, row in enumerate(rows) if isinstance(row, Rejection) or index in kept]
+    share = len(kept) / len(ranked) if ranked else 1.0
+    for index, row in rows:
+        if index in kept or (isinstance(row, Rejection) and _share(f"{row.row_id} {row.reason}".encode(), "sample") < share):
+            yield index, row
+
+
+def laws_as_json(laws: list[dict[str, float]], rendered: RenderedExample, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The true law of each target token, by token id; the laws of exchanges that were cut off are left out."""
+    kept = laws[: sum(rendered.is_target)]
+    return json.dumps([{str(tokenizer.convert_tokens_to_ids(word)): share for word, share in law.items()} for law in kept])
 
 
 def require_rows(prepared: PreparedData) -> None:
@@ -113,7 +132,8 @@ def require_rows(prepared: PreparedData) -> None:
     for split, rows in prepared.splits.items():
         if not rows:
             reasons = Counter(rejection.reason for rejection in prepared.rejections).most_common(2)
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "no row was rejected"
+            first = {rejection.reason: rejection.row_id for rejection in reversed(prepared.rejections)}
+            told = "; ".join(f"{count} x {reason}, first {first[reason]}" for reason, count in reasons) or "no row was rejected"
             raise DataError(
                 f"the {split} split is empty: {prepared.num_rows_in} rows in, {len(prepared.rejections)} quarantined ({told}). "
                 "Add data, or raise data.max_length, data.validation_fraction or data.test_fraction in params.yaml"
@@ -126,10 +146,6 @@ def train_fingerprint(rows: Sequence[TokenizedRow]) -> str:
 
 def _tokenized(row: Conversation, rendered: RenderedExample, laws: str | None) -> TokenizedRow:
     return TokenizedRow(row.row_id, row.source, row.schema, rendered.fingerprint, rendered.input_ids, rendered.is_target, laws)
-
-
-def _law_of_ids(law: dict[str, float], tokenizer: "PreTrainedTokenizerBase") -> dict[str, float]:
-    return {str(tokenizer.convert_tokens_to_ids(word)): probability for word, probability in law.items()}
 
 
 def _summarise(
@@ -149,7 +165,7 @@ def _summarise(
         num_target_tokens=len(targets),
         starts_with_user=roles[0] == "user",
         ends_with_assistant=roles[-1] == "assistant",
-        end_of_turn_is_target=bool(targets) and _ends_turn(targets[-1], tokenizer),
+        end_of_turn_is_target=bool(targets) and targets[-1] in _closing_ids(tokenizer),
         prompt_characters=sum(map(len, texts)) - sum(map(len, answers)),
         target_characters=sum(map(len, answers)),
         fingerprint=fingerprint_bytes(rendered.text.encode()),
@@ -159,9 +175,11 @@ def _summarise(
     )
 
 
-def _ends_turn(token: int, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """The last target closes the turn: the end-of-sequence token or any special token of the chat format."""
-    return token == tokenizer.eos_token_id or token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder
+@lru_cache(maxsize=4)  # Gemma has 6,400 added tokens
+def _closing_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """What may close a turn as its last target: the end of sequence or any special token of the chat format."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({tokenizer.eos_token_id, *tokenizer.all_special_ids, *special})
 
 
 def _has_number(answer: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import write_json, write_text
-from components.data.held_out import list_ood_files, ood_texts
+from components.data.held_out import list_ood_files, ood_texts, read_ood_items
 from components.data.overlap import OverlapIndex
 from components.data.prepare import PreparedData, train_fingerprint
 from components.data.rendering import tokenizer_fingerprint
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 def ood_index(path: Path) -> OverlapIndex:
-    """Index of all held-out texts, so that no training row repeats one."""
-    pairs = [
-        (f"{file.name}:{index}", text) for file in list_ood_files(path) for index, text in enumerate(ood_texts(file), start=1)
-    ]
+    """Index of all held-out texts, so that no training row repeats one; a set that cannot be scored later is refused here."""
+    files = list_ood_files(path)
+    for file in files:
+        if file.suffix != ".txt":
+            read_ood_items(file)
+    pairs = [(f"{file.name}:{index}", text) for file in files for index, text in enumerate(ood_texts(file), start=1)]
     return OverlapIndex([name for name, _ in pairs], [text for _, text in pairs])
 
 

@@ -6,7 +6,7 @@ only: the true law of each target token).
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,6 @@ import pyarrow as pa
 from components.errors import ArtifactError
 
 SPLITS = ("train", "validation", "test")
-MANIFEST = "manifest.json"
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -50,27 +49,30 @@ class TokenizedRow:
 
 
 def write_rows(path: Path, rows: Sequence[TokenizedRow]) -> None:
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
+    columns = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in _SCHEMA]
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        writer.write_table(table, max_chunksize=1024)
+        writer.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), max_chunksize=1024)
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
     """The rows of one split, read on demand from a memory-mapped file."""
 
     def __init__(self, path: Path) -> None:
+        repair = "Make it again with: dvc repro -f -s prepare_data"
         try:
             self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
-            raise ArtifactError(f"{path} cannot be read ({error}). Make it again with: dvc repro -f -s prepare_data") from None
+            raise ArtifactError(f"{path} cannot be read ({error}). {repair}") from None
+        if self._table.schema != _SCHEMA:
+            raise ArtifactError(f"{path} has the columns {self._table.column_names}, not those of prepared rows. {repair}")
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
     def __getitem__(self, index: int) -> TokenizedRow:  # type: ignore[override]
-        if not 0 <= index < len(self):
+        if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return TokenizedRow(**self._table.slice(index, 1).to_pylist()[0])
+        return TokenizedRow(**self._table.slice(index % len(self), 1).to_pylist()[0])
 
 
 def read_split(folder: Path, split: str) -> TokenizedRows:

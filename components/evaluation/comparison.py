@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from components.errors import ArtifactError
-from components.evaluation.statistics import ItemScores, mean_interval, paired_difference
+from components.evaluation.statistics import REPAIR, ItemScores, mean_interval, paired_difference
 from components.params import ComparisonParams
 
 OOD_PREFIX = "ood/"
@@ -35,6 +35,10 @@ def compare_models(evaluations: list[dict[str, Any]], params: ComparisonParams, 
         by_preset.setdefault(evaluation["preset"], []).append(evaluation)
     if "base" not in by_preset:
         raise ArtifactError("the base model's evaluation is missing. Make it with: dvc repro evaluate_base")
+    for evaluation in evaluations:
+        if set(evaluation["sets"]) != set(evaluations[0]["sets"]):
+            names = sorted(set(evaluation["sets"]) ^ set(evaluations[0]["sets"]))
+            raise ArtifactError(f"{evaluation['model']} and {evaluations[0]['model']} differ in the sets {names}. Run: {REPAIR}")
     return {
         "methods": {preset: _summarise(runs, params.confidence) for preset, runs in by_preset.items()},
         "sets": {name: _set_row(name, by_preset) for name in evaluations[0]["sets"]},
@@ -82,20 +86,19 @@ def _set_row(name: str, by_preset: Mapping[str, list[dict[str, Any]]]) -> dict[s
 
 
 def item_scores(runs: list[dict[str, Any]], names: list[str]) -> dict[str, ItemScores]:
-    """Per set, correct counts by seed and item; refuses models that were scored on different items."""
+    """Per set, correct counts by seed and scored item; refuses models that were scored on different items."""
     scores: dict[str, ItemScores] = {}
     for name in names:
         items = [run["sets"][name]["items"] for run in runs]
-        ids = [[item["item_id"] for item in one] for one in items]
-        if any(other != ids[0] for other in ids):
-            raise ArtifactError(
-                f"models were evaluated on different items of {name}. Run: dvc repro -f evaluate_ood evaluate_base"
-            )
+        keys = [[(item["item_id"], item["num_tokens"], item["num_scored"]) for item in one] for one in items]
+        if any(other != keys[0] for other in keys):
+            raise ArtifactError(f"models were evaluated on different items of {name}. Evaluate all on the same sets: {REPAIR}")
         correct_SI = np.array([[item["num_correct"] for item in one] for one in items], dtype=np.float64)
         scored_I = np.array([item["num_scored"] for item in items[0]], dtype=np.float64)
         kept = scored_I > 0
         if kept.any():
-            scores[name] = ItemScores(correct_SI[:, kept], scored_I[kept])
+            ids = tuple(item["item_id"] for item in items[0] if item["num_scored"] > 0)
+            scores[name] = ItemScores(ids, correct_SI[:, kept], scored_I[kept])
     return scores
 
 

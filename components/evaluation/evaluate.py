@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from components.errors import ModelError
 from components.evaluation.items import EvaluationItem
 from components.evaluation.likelihood import TokenStatistics, join, score_rows
 from components.params import EvaluationParams
@@ -43,29 +43,46 @@ def evaluate_sets(
     """Set name -> figures, reliability curve, uncertainty against the truth, item results. Both models are only read."""
     model.eval()
     base.eval()
-    return {name: _evaluate_set(model, base, items, params) for name, items in sets.items()}
+    return {name: _evaluate_set(model, base, name, items, params) for name, items in sets.items()}
 
 
-def _evaluate_set(model: nn.Module, base: nn.Module, items: Sequence[EvaluationItem], params: EvaluationParams) -> dict[str, Any]:
+def _evaluate_set(
+    model: nn.Module, base: nn.Module, name: str, items: Sequence[EvaluationItem], params: EvaluationParams
+) -> dict[str, Any]:
     rows = [row for item in items for row in item.rows]
     scored = iter(score_rows(model, base, rows, params.batch_tokens))
     by_item = [[next(scored) for _ in item.rows] for item in items]
+    gold = [statistics[item.gold] for item, statistics in zip(items, by_item, strict=True)]
+    tokens = join(gold)
+    _refuse_not_finite(join([statistics for one in by_item for statistics in one]), name)
     results = [_item_result(item, statistics) for item, statistics in zip(items, by_item, strict=True)]
-    gold = join([statistics[item.gold] for item, statistics in zip(items, by_item, strict=True)])
-    curve = reliability_curve(*_calibration_tokens(gold), params.num_ece_bins)
+    curve = reliability_curve(tokens.confidence, tokens.is_correct, params.num_ece_bins)
+    drift_sums = [float(one.drift_kl.double().sum()) for one in gold]
+    figures = _figures(results, drift_sums, expected_calibration_error(curve))
     return {
-        "metrics": {name: asdict(figure) for name, figure in _figures(results, gold, expected_calibration_error(curve)).items()},
+        "metrics": {metric: asdict(figure) for metric, figure in figures.items()},
         "reliability": [asdict(bin_) for bin_ in curve],
-        "uncertainty": uncertainty_against_truth(gold),
+        "uncertainty": uncertainty_against_truth(tokens),
         "items": [asdict(result) for result in results],
     }
+
+
+def _refuse_not_finite(tokens: TokenStatistics, name: str) -> None:
+    """Comparisons with NaN are all false, so a broken model would pass for a good one wherever the first option is right."""
+    num_bad = int((~(tokens.nll.isfinite() & tokens.drift_kl.isfinite())).sum())
+    if num_bad:
+        raise ModelError(
+            f"{name}: the model's nll or its drift from the base is not finite on {num_bad} of {len(tokens.nll)} tokens. "
+            "Its weights have diverged: train it again with a lower learning rate (dvc exp run -S training.learning_rate=...)"
+        )
 
 
 def _item_result(item: EvaluationItem, statistics: list[TokenStatistics]) -> ItemResult:
     gold = statistics[item.gold]
     if item.kind == "choice":
-        best = min(range(len(statistics)), key=lambda option: float(statistics[option].nll.sum()))
-        correct, scored = float(best == item.gold), 1
+        nlls = [float(option.nll.double().sum()) for option in statistics]
+        is_best = [nll == min(nlls) for nll in nlls]
+        correct, scored = is_best[item.gold] / sum(is_best), 1  # a tie is a guess
     elif item.kind == "exact":
         correct, scored = float(gold.is_correct.all()), 1
     else:
@@ -79,21 +96,17 @@ def is_determined(tokens: TokenStatistics) -> Tensor:
     return tokens.true_entropy.isnan() | (tokens.true_entropy == 0)
 
 
-def _calibration_tokens(tokens: TokenStatistics) -> tuple[Tensor, Tensor]:
-    return tokens.confidence, tokens.is_correct
-
-
-def _figures(results: list[ItemResult], gold: TokenStatistics, ece: float | None) -> dict[str, Figure]:
-    num_tokens = sum(result.num_tokens for result in results)
-    num_scored = sum(result.num_scored for result in results)
-    nll = _ratio([result.nll_sum for result in results], [result.num_tokens for result in results])
-    accuracy = _ratio([result.num_correct for result in results], [result.num_scored for result in results])
-    drift = float(gold.drift_kl.mean())
+def _figures(results: list[ItemResult], drift_sums: list[float], ece: float | None) -> dict[str, Figure]:
+    num_tokens = [result.num_tokens for result in results]
+    num_scored = [result.num_scored for result in results]
+    nll = _ratio([result.nll_sum for result in results], num_tokens)
+    accuracy = _ratio([result.num_correct for result in results], num_scored)
+    drift = _ratio(drift_sums, num_tokens)
     return {
-        "nll": Figure(nll[0], "nats/token", num_tokens, nll[1], False),
-        "accuracy": Figure(accuracy[0], "share", num_scored, accuracy[1], True),
-        "ece": Figure(ece, "share", num_tokens, None, False),
-        "drift_kl": Figure(drift, "nats/token", num_tokens, float(gold.drift_kl.std() / math.sqrt(max(1, num_tokens))), False),
+        "nll": Figure(nll[0], "nats/token", sum(num_tokens), nll[1], False),
+        "accuracy": Figure(accuracy[0], "share", sum(num_scored), accuracy[1], True),
+        "ece": Figure(ece, "share", sum(num_tokens), None, False),
+        "drift_kl": Figure(drift[0], "nats/token", sum(num_tokens), drift[1], False),
     }
 
 
@@ -111,7 +124,7 @@ def _ratio(numerators: list[float], denominators: Sequence[float]) -> tuple[floa
 
 
 def uncertainty_against_truth(tokens: TokenStatistics) -> dict[str, Any] | None:
-    """How scores rank the true epistemic (KL(truth || model)) and aleatoric (entropy of the truth) uncertainty; None on real data.
+    """How scores rank the true epistemic (KL(truth || model)) and aleatoric (entropy of the truth) uncertainty; else None.
 
     Only tokens whose law is known count. Realised nll follows the first early in training and the second late.
     """
@@ -129,9 +142,3 @@ def uncertainty_against_truth(tokens: TokenStatistics) -> dict[str, Any] | None:
             for name, score in scores.items()
         },
     }
-
-
-def total_nll(results: Mapping[str, Any]) -> float:
-    """Nats per token of a set's `items`, for choosing a seed on the validation split."""
-    items = results["items"]
-    return float(torch.tensor([item["nll_sum"] for item in items]).sum() / max(1, sum(item["num_tokens"] for item in items)))

@@ -26,6 +26,15 @@ def read_sets(data: DataParams, tokenizer: "PreTrainedTokenizerBase", max_items:
     for name, split in (("validation", "validation"), ("in_domain", "test")):
         rows = read_split(DATA, split)
         sets[name] = [item_of_row(rows[index]) for index in range(min(len(rows), max_items))]
-    for file in list_ood_files(ood_path(data)):
-        sets[OOD_PREFIX + file.stem] = read_ood_set(file, tokenizer, data.max_length, max_items)
+    for name, file in name_ood_files(ood_path(data)).items():
+        sets[OOD_PREFIX + name] = read_ood_set(file, tokenizer, data.max_length, max_items)
     return sets
+
+
+def name_ood_files(root: Path) -> dict[str, Path]:
+    """Set name -> file: the path below `root` without its suffix, which only sets of otherwise equal names keep."""
+    files = list_ood_files(root)
+    paths = [Path(file.name) if file == root else file.relative_to(root) for file in files]
+    stems = [path.with_suffix("").as_posix() for path in paths]
+    names = [stem if stems.count(stem) == 1 else path.as_posix() for stem, path in zip(stems, paths, strict=True)]
+    return dict(zip(names, files, strict=True))

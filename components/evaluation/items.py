@@ -8,12 +8,15 @@ option has the highest summed logprob).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from components.data.rendering import DoesNotFitError
 from components.data.tokenized import TokenizedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["tokens", "exact", "choice"]
+Law = dict[int, float]
+"""Token id -> probability."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class ItemRow:
 
     input_ids: list[int]
     is_target: list[bool]
-    laws: list[dict[int, float]] | None = None
+    laws: list[Law] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,22 @@ def item_of_row(row: TokenizedRow) -> EvaluationItem:
     return EvaluationItem(row.row_id, "tokens", (ItemRow(row.input_ids, row.is_target, row.true_laws()),))
 
 
+def start_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """What stands before the first scored token: the begin of sequence, or its end where the tokenizer has no begin."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(start, int), "a prepared tokenizer has an end of sequence"
+    return start
+
+
 def continuation_row(context: str, continuation: str, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> ItemRow:
     """Tokens of context + continuation, the continuation's as targets; a context that is too long loses its beginning.
 
     Tokenised together, as the model would read it; a token that straddles the border belongs to the continuation.
     """
-    encoding = tokenizer(context + continuation, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(context + continuation, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoding["input_ids"])
     is_target = [end > len(context) for _, end in encoding["offset_mapping"]]
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     room = max_length - 1
-    return ItemRow([start, *ids[-room:]], [False, *is_target[-room:]])
+    if sum(is_target) > room:
+        raise DoesNotFitError(f"the continuation alone has {sum(is_target)} tokens, data.max_length is {max_length}")
+    return ItemRow([start_token(tokenizer), *ids[-room:]], [False, *is_target[-room:]])

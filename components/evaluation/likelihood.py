@@ -9,14 +9,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from components.evaluation.items import ItemRow
+from components.evaluation.items import ItemRow, Law
 from components.uncertainty.scores import kl_divergence, token_entropy, token_nll
+
+CHUNK_ENTRIES = 1 << 26
+"""How many logits are turned into statistics at a time: 256 MiB in fp32, of which a few copies are made."""
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
     """Per target token [N], on the CPU: nll and entropy in nats, whether the label is the first choice, the confidence in the
-    first choice, KL(base || model) in nats; and against the true law where known (else NaN): its entropy and KL(truth || model)."""
+    first choice, KL(base || model) in nats; against the true law where known (else NaN): its entropy and KL(truth || model)."""
 
     nll: Tensor
     entropy: Tensor
@@ -66,12 +69,31 @@ def _score_batch(model: nn.Module, base: nn.Module, rows: list[ItemRow]) -> list
     input_BT = torch.tensor([[*row.input_ids, *[0] * (width - len(row.input_ids))] for row in rows], device=device)
     present_BT = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows], device=device)
     target_BT = torch.tensor([[*row.is_target, *[False] * (width - len(row.is_target))] for row in rows], device=device)[:, 1:]
-    logprobs_NV = _target_logprobs(model, input_BT, present_BT, target_BT)
-    base_NV = logprobs_NV if base is model else _target_logprobs(base, input_BT, present_BT, target_BT)
+    logits_NV = _target_logits(model, input_BT, present_BT, target_BT)
+    base_NV = logits_NV if base is model else _target_logits(base, input_BT, present_BT, target_BT)
     labels_N = input_BT[:, 1:][target_BT]
+    laws: list[Law | None] = []
+    for row in rows:
+        laws += row.laws if row.laws is not None else [None] * sum(row.is_target)
+    assert len(laws) == len(labels_N), "one law for each target token"
+    chunk = max(1, CHUNK_ENTRIES // logits_NV.shape[1])
+    pieces = [slice(start, start + chunk) for start in range(0, max(1, len(labels_N)), chunk)]
+    parts = [_token_statistics(logits_NV[piece], base_NV[piece], labels_N[piece], laws[piece]) for piece in pieces]
+    ends = target_BT.sum(1).cumsum(0).tolist()
+    return [join(parts).slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def _target_logits(model: nn.Module, input_BT: Tensor, present_BT: Tensor, target_BT: Tensor) -> Tensor:
+    logits_BTV: Tensor = model(input_ids=input_BT, attention_mask=present_BT, use_cache=False).logits
+    return logits_BTV[:, :-1][target_BT]
+
+
+def _token_statistics(logits_NV: Tensor, base_logits_NV: Tensor, labels_N: Tensor, laws: Sequence[Law | None]) -> TokenStatistics:
+    logprobs_NV = logits_NV.float().log_softmax(1)
+    base_NV = base_logits_NV.float().log_softmax(1)
     best_N = logprobs_NV.max(1)
-    true_entropy_N, true_kl_N = _against_truth(rows, logprobs_NV)
-    statistics = TokenStatistics(
+    true_entropy_N, true_kl_N = _against_truth(laws, logprobs_NV)
+    return TokenStatistics(
         nll=token_nll(logprobs_NV, labels_N).cpu(),
         entropy=token_entropy(logprobs_NV).cpu(),
         is_correct=(best_N.indices == labels_N).cpu(),
@@ -80,32 +102,18 @@ def _score_batch(model: nn.Module, base: nn.Module, rows: list[ItemRow]) -> list
         true_entropy=true_entropy_N,
         true_kl=true_kl_N,
     )
-    ends = target_BT.sum(1).cumsum(0).tolist()
-    return [statistics.slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
-def _target_logprobs(model: nn.Module, input_BT: Tensor, present_BT: Tensor, target_BT: Tensor) -> Tensor:
-    logits_BTV = model(input_ids=input_BT, attention_mask=present_BT, use_cache=False).logits[:, :-1]
-    return torch.log_softmax(logits_BTV[target_BT].float(), dim=1)
-
-
-def _against_truth(rows: list[ItemRow], logprobs_NV: Tensor) -> tuple[Tensor, Tensor]:
+def _against_truth(laws: Sequence[Law | None], logprobs_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy of the true law and KL(truth || model) of each target, [N]; NaN where the law is not known."""
-    entropies: list[float] = []
-    divergences: list[float] = []
-    position = 0
-    for row in rows:
-        count = sum(row.is_target)
-        if row.laws is None:
-            entropies += [float("nan")] * count
-            divergences += [float("nan")] * count
-        else:
-            assert len(row.laws) == count, "one law for each target token"
-            for offset, law in enumerate(row.laws):
-                probabilities = torch.tensor(list(law.values()))
-                surprise = logprobs_NV[position + offset, list(law)].cpu()
-                entropy = -(probabilities * probabilities.log()).sum()
-                entropies.append(float(entropy))
-                divergences.append(float(-(probabilities * surprise).sum() - entropy))
-        position += count
-    return torch.tensor(entropies), torch.tensor(divergences)
+    width = max((len(law) for law in laws if law is not None), default=0)
+    if not width:
+        unknown_N = torch.full((len(laws),), float("nan"))
+        return unknown_N, unknown_N
+    ids_NW = torch.tensor([[*(law or ()), *[0] * (width - len(law or ()))] for law in laws])
+    true_NW = torch.tensor([[*(law or {}).values(), *[0.0] * (width - len(law or ()))] for law in laws])
+    gap_NW = true_NW.log() - logprobs_NV.gather(1, ids_NW.to(logprobs_NV.device)).cpu()
+    known_N = torch.tensor([law is not None for law in laws])
+    entropy_N = torch.special.entr(true_NW).sum(1).masked_fill(~known_N, float("nan"))
+    divergence_N = torch.where(true_NW > 0, true_NW * gap_NW, 0.0).sum(1)
+    return entropy_N, divergence_N.masked_fill(~known_N, float("nan"))

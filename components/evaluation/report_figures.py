@@ -22,17 +22,25 @@ from matplotlib.transforms import Bbox
 
 MARKERS = "os^DvPXh"
 Curve = Sequence[tuple[float, float]]
+Curves = Mapping[str, Sequence[Mapping[str, float]]]
+"""Model name -> its log lines."""
+AXES = ("in_domain_accuracy", "ood_accuracy")
+PANELS = (("nll", "Plain nll", "nats per token"), ("selected_fraction", "Selected fraction", "share of target tokens"))
+MAX_CURVE_POINTS = 120
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one theme; method i is drawn in `series[i % len(series)]`."""
+    """Colours of one theme; the same method has the same colour in every figure."""
 
     ink: str
     muted: str
     grid: str
     surface: str
     series: tuple[str, ...]
+
+    def of(self, index: int) -> str:
+        return self.series[index % len(self.series)]
 
 
 LIGHT = Palette(
@@ -54,17 +62,70 @@ CSS_VARIABLES = {
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One method: OOD accuracy is x, in-domain accuracy is y; each a dict of mean, low, high and values (one per seed)."""
+    """One method: OOD accuracy is x, in-domain accuracy is y; each a dict of mean, low, high and values (one per seed).
+
+    `index` is its place among the methods (its colour and marker).
+    """
 
     name: str
+    index: int
     x: Mapping[str, Any]
     y: Mapping[str, Any]
     is_base: bool
     is_candidate: bool
 
+    def colour(self, palette: Palette) -> str:
+        return palette.ink if self.is_base else palette.of(self.index)
+
     @property
     def position(self) -> tuple[float, float]:
         return float(self.x["mean"]), float(self.y["mean"])
+
+
+def method_index(comparison: Mapping[str, Any], name: str) -> int:
+    """Place among the methods (the base is none of them): its colour and marker everywhere."""
+    return [other for other in comparison["methods"] if other != "base"].index(name) if name != "base" else -1
+
+
+def pareto_points(comparison: Mapping[str, Any]) -> list[ParetoPoint]:
+    """Methods that have both accuracies."""
+    points = []
+    for name, method in comparison["methods"].items():
+        y, x = (method["metrics"].get(metric) for metric in AXES)
+        if x and y:
+            is_candidate = name == comparison["candidate"]["preset"]
+            points.append(ParetoPoint(name, method_index(comparison, name), x, y, name == "base", is_candidate))
+    return points
+
+
+def curve_panels(comparison: Mapping[str, Any], curves: Curves) -> list[dict[str, Any]]:
+    """Per quantity one small panel per method, all on the same scale."""
+    panels = []
+    for column, title, unit in PANELS:
+        means = {
+            name: curve
+            for name, method in comparison["methods"].items()
+            if (curve := mean_curve([curves[model] for model in method["models"] if model in curves], column))
+        }
+        values = [value for curve in means.values() for _, value in curve]
+        if values:
+            padding = 0.06 * (max(values) - min(values)) or 0.05
+            limits = (-0.04, 1.06) if column == "selected_fraction" else (min(values) - padding, max(values) + padding)
+            svgs = {name: curve_svg(means, name, method_index(comparison, name), limits, title) for name in means}
+            panels.append({"title": title, "unit": unit, "svgs": svgs})
+    return panels
+
+
+def mean_curve(runs: Sequence[Sequence[Mapping[str, float]]], column: str) -> list[tuple[float, float]]:
+    """(step, mean over the runs that logged it), long curves thinned to means of neighbouring steps."""
+    by_step: dict[float, list[float]] = {}
+    for line in (line for run in runs for line in run):
+        if math.isfinite(line.get(column, math.nan)):
+            by_step.setdefault(line["step"], []).append(line[column])
+    curve = [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
+    size = math.ceil(len(curve) / MAX_CURVE_POINTS)
+    groups = [curve[start : start + size] for start in range(0, len(curve), size or 1)]
+    return [(sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def pareto_png(points: Sequence[ParetoPoint]) -> bytes:
@@ -80,7 +141,7 @@ def pareto_svg(points: Sequence[ParetoPoint], width: int, height: int) -> str:
     return _to_inline_svg(figure, f"pareto-{width}", "In-domain accuracy against OOD accuracy, one point per method")
 
 
-def curve_svg(curves: Mapping[str, Curve], highlighted: str, limits: tuple[float, float], label: str) -> str:
+def curve_svg(curves: Mapping[str, Curve], highlighted: str, index: int, limits: tuple[float, float], label: str) -> str:
     """One small panel: the highlighted method's curve in its colour, the others behind it in grey."""
     figure = Figure(figsize=(270 / 72, 168 / 72), dpi=72)
     axes = figure.add_axes((0.15, 0.17, 0.81, 0.78))
@@ -88,17 +149,13 @@ def curve_svg(curves: Mapping[str, Curve], highlighted: str, limits: tuple[float
     axes.set_ylim(limits)
     for name, curve in curves.items():
         is_shown = name == highlighted
-        colour = series_colour(STAND_IN, list(curves).index(name)) if is_shown else STAND_IN.muted
+        colour = STAND_IN.of(index) if is_shown else STAND_IN.muted
         steps, values = [step for step, _ in curve], [value for _, value in curve]
         width, alpha, order = (2.0, 1.0, 3) if is_shown else (1.0, 0.35, 2)
         axes.plot(steps, values, color=colour, lw=width, alpha=alpha, zorder=order)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     return _to_inline_svg(figure, f"{label}-{highlighted}", f"{label} of {highlighted} over steps")
-
-
-def series_colour(palette: Palette, index: int) -> str:
-    return palette.series[index % len(palette.series)]
 
 
 def pareto_front(positions: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -127,8 +184,8 @@ def _draw_pareto(points: Sequence[ParetoPoint], palette: Palette, size: tuple[fl
     _draw_base(axes, [point for point in points if point.is_base], palette)
     front = pareto_front([point.position for point in methods])
     axes.step([x for x, _ in front], [y for _, y in front], where="pre", color=palette.muted, lw=1.2, ls=(0, (4, 3)), zorder=2)
-    for index, point in enumerate(methods):
-        _draw_method(axes, point, series_colour(palette, index), MARKERS[index % len(MARKERS)], palette)
+    for point in methods:
+        _draw_method(axes, point, palette)
     _label_points(axes, points, front, palette)
     return figure
 
@@ -179,7 +236,8 @@ def _shown_position(axes: Axes, point: ParetoPoint) -> tuple[float, float]:
     return x, min(max(y, low), high)
 
 
-def _draw_method(axes: Axes, point: ParetoPoint, colour: str, marker: str, palette: Palette) -> None:
+def _draw_method(axes: Axes, point: ParetoPoint, palette: Palette) -> None:
+    colour, marker = point.colour(palette), MARKERS[point.index % len(MARKERS)]
     xs, ys = point.x["values"], point.y["values"]
     if len(xs) == len(ys):
         axes.scatter(xs, ys, marker=marker, s=20, color=colour, alpha=0.4, linewidths=0, zorder=3)
@@ -193,21 +251,24 @@ def _draw_method(axes: Axes, point: ParetoPoint, colour: str, marker: str, palet
 
 def _label_points(axes: Axes, points: Sequence[ParetoPoint], front: Sequence[tuple[float, float]], palette: Palette) -> None:
     """Write each name beside its point, in the nearest free place; a thin line leads to a name that had to go farther away."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    # Pixels of now (72 dpi) to inches to pixels of whatever resolution savefig draws at.
+    to_pixels = figure.dpi_scale_trans.frozen().inverted() + figure.dpi_scale_trans
     anchors = [tuple(axes.transData.transform(_shown_position(axes, point))) for point in points]
     taken = [(Bbox.from_bounds(x - 7, y - 7, 14, 14), 8.0) for x, y in anchors] + _line_boxes(axes, points, front)
     for point, (x, y) in zip(points, anchors, strict=True):
-        text = axes.text(x, y, _label(axes, point), color=palette.ink, fontsize=12, transform=None, zorder=6, parse_math=False)
-        text.set(ha="center", va="center", fontweight="bold" if point.is_candidate else "normal", linespacing=1.15)
+        text = axes.text(
+            x, y, _label(axes, point), color=point.colour(palette), fontsize=12, transform=to_pixels, parse_math=False
+        )
+        text.set(ha="center", va="center", fontweight="bold" if point.is_candidate else "normal", linespacing=1.15, zorder=6)
         size = text.get_window_extent()
         box, gap = _free_place((x, y), size.width + 6, size.height + 2, taken, axes.bbox)
-        # In points, not pixels: savefig draws at another resolution than the 72 dpi measured in here.
-        in_points = axes.get_figure(root=True).dpi_scale_trans.frozen().inverted()  # type: ignore[union-attr]
-        text.set_transform(in_points + axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
         text.set_position(((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2))
         taken.append((box, 20.0))
-        if gap > 20:
+        if gap > 20 and not point.is_base:
             edge = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-            line = {"arrowstyle": "-", "color": palette.muted, "lw": 0.8, "shrinkA": 0, "shrinkB": 8}
+            line = {"arrowstyle": "-", "color": point.colour(palette), "lw": 0.8, "shrinkA": 0, "shrinkB": 7}
             axes.annotate("", (x, y), edge, "figure points", "figure points", line, zorder=1)
 
 
@@ -230,7 +291,7 @@ def _line_boxes(axes: Axes, points: Sequence[ParetoPoint], front: Sequence[tuple
         spans += [((min(xs), y), (max(xs), y)), ((x, min(ys)), (x, max(ys)))]
         spans += [(seed, seed) for seed in zip(point.x["values"], point.y["values"], strict=False)]
     corners = [[*axes.transData.transform(start), *axes.transData.transform(end)] for start, end in spans]
-    return [(Bbox([[min(a, c) - 3, min(b, d) - 3], [max(a, c) + 3, max(b, d) + 3]]), 2.0) for a, b, c, d in corners]
+    return [(Bbox([[min(a, c) - 3, min(b, d) - 3], [max(a, c) + 3, max(b, d) + 3]]), 4.0) for a, b, c, d in corners]
 
 
 def _free_place(

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from components.errors import ArtifactError
+
+REPAIR = "dvc repro -f evaluate_ood evaluate_base"
 Array = npt.NDArray[np.float64]
 
 
@@ -33,8 +36,9 @@ def mean_interval(values: list[float], confidence: float) -> Interval:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """One set under one method: correct_SI of scored_I tokens (or items)."""
+    """One set under one method: correct_SI of scored_I tokens (or items); what is paired must be of the same items."""
 
+    item_ids: tuple[str, ...]
     correct_SI: Array
     scored_I: Array
 
@@ -59,6 +63,7 @@ def paired_difference(
 
     Items are drawn with replacement within each set, the same for both sides; each side draws its seeds on its own.
     """
+    _refuse_other_items(method, reference)
     generator = np.random.default_rng(seed)
     draws_R = np.zeros(num_resamples)
     point = 0.0
@@ -69,6 +74,17 @@ def paired_difference(
         draws_R += _resampled(ours, items_RI, generator) - _resampled(theirs, items_RI, generator)
     low, high = np.quantile(draws_R / len(method), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Difference(point / len(method), float(low), float(high))
+
+
+def _refuse_other_items(method: dict[str, ItemScores], reference: dict[str, ItemScores]) -> None:
+    if not method:
+        raise ArtifactError("no set holds a scored item, so there is nothing to compare. Give other sets (data.ood_path)")
+    for name in {**method, **reference}:
+        ours, theirs = method.get(name), reference.get(name)
+        if ours is None or theirs is None or ours.item_ids != theirs.item_ids or (ours.scored_I != theirs.scored_I).any():
+            raise ArtifactError(
+                f"the two models were evaluated on different items of {name}. Evaluate both on the same sets: {REPAIR}"
+            )
 
 
 def _accuracy(scores: ItemScores) -> float:

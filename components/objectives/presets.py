@@ -44,7 +44,8 @@ class Objective:
 
     @property
     def needs_threshold(self) -> bool:
-        return self.select in ("high", "low") and self.threshold_nats is None
+        """A quantile is needed; keeping every token needs none (one of earlier steps would leave out the later extremes)."""
+        return self.select in ("high", "low") and self.threshold_nats is None and self.keep < 1
 
 
 PRESETS: dict[str, Objective] = {
@@ -74,6 +75,10 @@ def resolve(name: str, params: ObjectiveParams) -> Objective:
         _refuse(name, params.preset, given, ("score", "threshold_nats", "scope"), "random selection has no score")
     if objective.distil_on == "none":
         _refuse(name, params.preset, given, ("distil_weight", "temperature"), "distil_on is none")
+    if objective.distil_weight == 0:
+        _refuse(name, params.preset, given, ("temperature",), "distil_weight is 0")
+    if objective.threshold_nats is not None:
+        _refuse(name, params.preset, given, ("scope",), "threshold_nats is the same for every step and micro-batch")
     if objective.threshold_nats is not None and "keep" in given:
         raise ParamsError(f"params.yaml: objective.{name}: keep and threshold_nats exclude each other; remove one")
     if objective.distil_on == "rest" and objective.select == "all":

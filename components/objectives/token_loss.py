@@ -25,6 +25,7 @@ class ObjectiveTerms:
     num_targets: int
     num_selected: Tensor
     nll_N: Tensor
+    kl_N: Tensor
     selected_N: Tensor
 
 
@@ -52,11 +53,11 @@ def objective_terms(
         nll_N = label_nll(logits_NV, labels_N)
     selected = selected_N.to(nll_N.dtype)
     selected_nll_sum = (selected * nll_N).sum()
-    kl_sum = logits_NV.sum() * 0.0
+    kl_N = torch.zeros_like(nll_N)
     if objective.distils:
         assert teacher is not None, "distillation needs the teacher's columns"
         kl_N = sparse_kl(logits_NV, teacher, objective.temperature)
-        kl_sum = (distilled_weights(objective, selected) * kl_N).sum()
+    kl_sum = (distilled_weights(objective, selected) * kl_N).sum()
     return ObjectiveTerms(
         loss_sum=selected_nll_sum + objective.distil_weight * kl_sum,
         nll_sum=nll_N.detach().sum(),
@@ -65,21 +66,24 @@ def objective_terms(
         num_targets=len(labels_N),
         num_selected=selected_N.sum(),
         nll_N=nll_N.detach(),
+        kl_N=kl_N.detach(),
         selected_N=selected_N,
     )
 
 
 def distilled_weights(objective: Objective, selected: Tensor) -> Tensor:
     """w_t, [N]: which tokens are pulled to the teacher."""
+    if objective.distil_on == "none":
+        return torch.zeros_like(selected)
     if objective.distil_on == "rest":
         return 1 - selected
     return selected if objective.distil_on == "selected" else torch.ones_like(selected)
 
 
 def selection_mask(objective: Objective, scores_N: Tensor, threshold: float | None) -> Tensor:
-    """`selected_N` for scores already computed; everything where the objective selects everything."""
-    if objective.select == "all" or threshold is None:
-        return torch.ones_like(scores_N, dtype=torch.bool)
+    """`selected_N` for scores already computed; everything where there is no threshold (yet)."""
     if objective.select == "random":
         return select_tokens(scores_N, objective.keep, "low")
+    if objective.select == "all" or threshold is None:
+        return torch.ones_like(scores_N, dtype=torch.bool)
     return select_tokens(scores_N, threshold, objective.select)

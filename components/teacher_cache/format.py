@@ -28,7 +28,7 @@ from typing import Any
 from components.artifacts import fingerprint_json, read_json, write_json
 from components.errors import ArtifactError, CacheMismatchError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REPAIR = "dvc repro -f -s cache_teacher"
 
@@ -63,20 +63,30 @@ class CacheManifest:
     def bytes_per_token(self) -> float:
         return self.num_bytes / self.num_tokens if self.num_tokens else 0.0
 
+    @property
+    def seal(self) -> str:
+        """Fingerprint of all fields, kept beside them: it notices a flipped bit in the manifest itself."""
+        return fingerprint_json(asdict(self))
+
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, asdict(self))
+        write_json(folder / MANIFEST, {**asdict(self), "seal": self.seal})
 
 
 def read_manifest(folder: Path) -> CacheManifest:
     raw: dict[str, Any] = read_json(folder / MANIFEST, made_by="cache_teacher")
     try:
-        if raw["identity"]["schema_version"] != SCHEMA_VERSION:
+        version = raw["identity"]["schema_version"]
+        if version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{folder / MANIFEST} has schema version {raw['identity']['schema_version']}, this Ballast reads {SCHEMA_VERSION}. Run: {REPAIR}"
+                f"{folder / MANIFEST} has schema version {version}, this Ballast reads {SCHEMA_VERSION}. Run: {REPAIR}"
             )
-        return CacheManifest(**{**raw, "identity": CacheIdentity(**raw["identity"])})
-    except (KeyError, TypeError) as error:
+        seal = raw.pop("seal")
+        manifest = CacheManifest(**{**raw, "identity": CacheIdentity(**raw["identity"])})
+    except (AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is not a teacher-cache manifest ({error}). Run: {REPAIR}") from None
+    if seal != manifest.seal:
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: its fields do not match its seal {seal}. Run: {REPAIR}")
+    return manifest
 
 
 def check_identity(found: CacheIdentity, expected: CacheIdentity, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading the teacher cache: random access by record fingerprint, refused unless it was made for exactly this run."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class TeacherCacheReader:
             raise ArtifactError(f"{file} cannot be read ({error}). Run: {REPAIR}") from None
         starts = shard.get_tensor("record_starts").tolist()
         names = shard.get_tensor("record_names").numpy()
-        for record, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+        for record, (start, stop) in enumerate(itertools.pairwise(starts)):
             self._places[names[record].tobytes().hex()] = _Place(number, start, stop)
         self._shards.append({name: shard.get_slice(name) for name in COLUMNS})
 

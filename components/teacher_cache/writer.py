@@ -1,13 +1,13 @@
 """Making the teacher cache: one forward pass of the frozen base over the training rows, shard by shard.
 
 A killed capture loses at most the shard it was working on: finished shards wait under the work folder, which is keyed by the
-cache's identity, and the same command goes on from there.
+cache's identity and the size of a shard, and the same command goes on from there.
 """
 
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from components.artifacts import fingerprint_file, publish_folder, write_text
+from components.artifacts import fingerprint_file, fingerprint_json, publish_folder, write_text
 from components.teacher_cache.capture import CapturedTokens, capture_tokens, concatenate
 from components.teacher_cache.format import CacheIdentity, CacheManifest
 
@@ -30,6 +30,11 @@ class CacheRow(Protocol):
     def input_ids(self) -> list[int]: ...
     @property
     def is_target(self) -> list[bool]: ...
+
+
+def count_targets(row: CacheRow) -> int:
+    """Targets that something predicts: a row's first token is never one."""
+    return sum(row.is_target[1:])
 
 
 @dataclass(frozen=True)
@@ -48,17 +53,17 @@ def write_cache(
     work: Path,
 ) -> CacheManifest:
     """Capture every distinct row and publish the cache at `target`; resumes from finished shards under `work`."""
-    work = work / identity.fingerprint
+    work = work / fingerprint_json({**asdict(identity), "shard_tokens": settings.shard_tokens})
     work.mkdir(parents=True, exist_ok=True)
     distinct = list({row.fingerprint: index for index, row in enumerate(rows)}.values())
     shards = plan_shards([rows[index] for index in distinct], settings.shard_tokens)
-    num_tokens = sum(sum(row.is_target) for shard in shards for row in shard)
+    num_tokens = sum(count_targets(row) for shard in shards for row in shard)
     model.eval()
     with tqdm(total=num_tokens, unit="tok", desc="cache_teacher") as progress:
         for number, shard in enumerate(shards):
             if not _is_finished(work, number):
                 _write_shard(work, number, _capture_shard(model, shard, identity, settings.batch_tokens))
-            progress.update(sum(sum(row.is_target) for row in shard))
+            progress.update(sum(count_targets(row) for row in shard))
     return _publish(work, target, len(shards), identity, num_tokens, len(distinct), _vocabulary_size(model))
 
 
@@ -71,7 +76,7 @@ def plan_shards(rows: Sequence[CacheRow], shard_tokens: int) -> list[list[CacheR
             shards.append([])
             size = 0
         shards[-1].append(row)
-        size += sum(row.is_target)
+        size += count_targets(row)
     return shards
 
 
@@ -82,7 +87,7 @@ def _capture_shard(model: torch.nn.Module, rows: list[CacheRow], identity: Cache
         for index, tokens in zip(batch, _capture_batch(model, [rows[i] for i in batch], identity), strict=True):
             captured[index] = tokens
     columns = concatenate([captured[index] for index in range(len(rows))])
-    counts = torch.tensor([0, *(sum(row.is_target) for row in rows)])
+    counts = torch.tensor([0, *(count_targets(row) for row in rows)])
     names = torch.tensor([list(bytes.fromhex(row.fingerprint)) for row in rows], dtype=torch.uint8)
     return {**columns, "record_starts": counts.cumsum(0), "record_names": names}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.artifacts import write_json
@@ -20,22 +22,26 @@ OBJECTIVE_STATE = "objective_state.json"
 
 
 class ObjectiveCallback(TrainerCallback):
-    """Moves the threshold after each step, and keeps it in the checkpoint, sealed."""
+    """Moves the threshold after each step, keeps the objective's state in the checkpoint, seals it; logs the last step too."""
 
     def __init__(self, trainer: "ObjectiveTrainer") -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.finish_step()
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        objective_state = self._trainer.state_dict()
+        self._trainer.accelerator.wait_for_everyone()  # each rank writes a file of its own into the checkpoint
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            write_json(folder / OBJECTIVE_STATE, self._trainer.threshold.state_dict())
+            write_json(folder / OBJECTIVE_STATE, objective_state)
             seal_checkpoint(folder)
 
     def restore(self, checkpoint: Path) -> None:
-        self._trainer.threshold.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
+        self._trainer.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
 
 
 class MetricSinkCallback(TrainerCallback):
@@ -69,6 +75,10 @@ class StopSignalCallback(TrainerCallback):
         self.is_stopped = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if distributed.is_available() and distributed.is_initialized():
+            votes = torch.tensor(float(self.is_stopped), device=args.device)
+            distributed.all_reduce(votes)  # the signal reaches the ranks at different steps; they must stop after the same one
+            self.is_stopped = bool(votes > 0)
         if self.is_stopped:
             control.should_save = True
             control.should_training_stop = True

@@ -11,7 +11,7 @@ from torch import Tensor
 from components.artifacts import fingerprint_row
 from components.data.batching import pad_rows
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CacheRow
+from components.teacher_cache.writer import CacheRow, count_targets
 
 TEACHER_COLUMNS = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob")
 
@@ -27,6 +27,6 @@ class TeacherCollator:
         batch = pad_rows(rows, self.pad_token_id)
         if self.cache is None:
             return batch
-        records = [self.cache.read(fingerprint_row(row.input_ids, row.is_target), sum(row.is_target)) for row in rows]
+        records = [self.cache.read(fingerprint_row(row.input_ids, row.is_target), count_targets(row)) for row in rows]
         teacher = {f"teacher_{name}": torch.cat([record[name] for record in records]) for name in TEACHER_COLUMNS}
         return {**batch, **teacher}

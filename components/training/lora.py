@@ -14,8 +14,9 @@ def add_adapter(model: "PreTrainedModel", params: LoraParams) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = params.target_modules if isinstance(params.target_modules, str) else list(params.target_modules)
+    alpha: Any = params.alpha  # annotated int by peft, used as a factor
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=params.rank, lora_alpha=params.alpha, lora_dropout=params.dropout, target_modules=targets
+        task_type="CAUSAL_LM", r=params.rank, lora_alpha=alpha, lora_dropout=params.dropout, target_modules=targets
     )
     try:
         return get_peft_model(model, config)

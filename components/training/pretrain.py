@@ -1,4 +1,4 @@
-"""Pre-training the embedded base: a tiny Hugging Face model taught the broad tasks of the embedded world, by transformers.Trainer."""
+"""Pre-training the embedded base: a tiny Hugging Face model taught the broad tasks of the embedded world by the Trainer."""
 
 import random
 import sys

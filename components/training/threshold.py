@@ -26,17 +26,20 @@ class LaggedThreshold:
         if objective.needs_threshold and initial_scores_N is not None:
             self.value = quantile_threshold(initial_scores_N, objective.keep, objective.select)
 
+    @property
+    def is_lagged(self) -> bool:
+        """It moves with the steps: a quantile of the scores of earlier steps."""
+        return self._objective.needs_threshold and self._objective.scope == "step_lagged"
+
     def current(self, scores_N: Tensor) -> float | None:
-        """The threshold for these scores; None where the objective has none (everything, or a random choice)."""
+        """The threshold for these scores; None selects everything: the objective has none, or not before the first step."""
         objective = self._objective
-        if not objective.needs_threshold:
-            return self.value if objective.select in ("high", "low") else 1.0
-        if objective.scope == "micro_batch" or self.value is None:
-            return quantile_threshold(scores_N, objective.keep, objective.select) if len(scores_N) else 0.0
+        if objective.needs_threshold and objective.scope == "micro_batch" and len(scores_N):
+            self.value = quantile_threshold(scores_N, objective.keep, objective.select)
         return self.value
 
     def observe(self, scores_N: Tensor) -> None:
-        if self._objective.needs_threshold:
+        if self.is_lagged:
             self._pending.append(scores_N.detach())
 
     def take_pending(self) -> Tensor:
@@ -47,7 +50,7 @@ class LaggedThreshold:
 
     def advance(self, scores_N: Tensor) -> None:
         """Move to the next step with the scores of the whole step that has just ended."""
-        if not self._objective.needs_threshold or not len(scores_N):
+        if not self.is_lagged or not len(scores_N):
             return
         newest = quantile_threshold(scores_N.float(), self._objective.keep, self._objective.select)
         self.value = newest if self.value is None else NEWEST_WEIGHT * newest + (1 - NEWEST_WEIGHT) * self.value

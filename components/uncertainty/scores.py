@@ -4,8 +4,13 @@ Shapes: N target tokens, V vocabulary, M members of an ensemble. Every score is 
 Pure functions of tensors; the caller decides what is detached.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+SMALLEST_LOGPROB = -1e30
+"""Finite on purpose: a token ruled out (logprob -inf) counts nothing in an entropy, where 0 * -inf would be NaN."""
 
 
 def token_nll(logprobs_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -15,7 +20,7 @@ def token_nll(logprobs_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 def token_entropy(logprobs_NV: Tensor) -> Tensor:
     """Entropy of the predictive law, [N]. Also a mixture of the two, but independent of the realised token."""
-    return -(logprobs_NV.exp() * logprobs_NV).sum(1)
+    return -(logprobs_NV.exp() * logprobs_NV.clamp(min=SMALLEST_LOGPROB)).sum(-1)
 
 
 def excess_loss(student_nll_N: Tensor, reference_nll_N: Tensor) -> Tensor:
@@ -25,9 +30,8 @@ def excess_loss(student_nll_N: Tensor, reference_nll_N: Tensor) -> Tensor:
 
 def mutual_information(logprobs_MNV: Tensor) -> Tensor:
     """Entropy of the ensemble's mean law minus the mean entropy of its members, [N] (Houlsby et al. 2011): epistemic only."""
-    mean_NV = torch.logsumexp(logprobs_MNV, dim=0) - torch.log(torch.tensor(float(len(logprobs_MNV))))
-    member_entropy_MN = -(logprobs_MNV.exp() * logprobs_MNV).sum(-1)
-    return token_entropy(mean_NV) - member_entropy_MN.mean(0)
+    mean_NV = torch.logsumexp(logprobs_MNV, dim=0) - math.log(len(logprobs_MNV))
+    return token_entropy(mean_NV) - token_entropy(logprobs_MNV).mean(0)
 
 
 def kl_divergence(logprobs_p_NV: Tensor, logprobs_q_NV: Tensor) -> Tensor:
