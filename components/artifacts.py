@@ -105,7 +105,7 @@ def read_csv(path: Path, *, made_by: str) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing. Make it with: dvc repro {made_by}") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a row longer than the head
         raise ArtifactError(
             f"{path} is not a table of numbers ({error}). Make it again with: dvc repro -f -s {made_by}"
         ) from None

@@ -10,7 +10,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from components.artifacts import BASE_MODEL, DATA, ROOT, fingerprint_files, fingerprint_json, publish_folder, read_json
+from components.artifacts import (
+    BASE_MODEL,
+    DATA,
+    ROOT,
+    fingerprint_files,
+    fingerprint_json,
+    publish_folder,
+    read_json,
+    write_json,
+)
 from components.errors import ModelError
 from components.params import BaseModelParams, ComputeParams
 
@@ -18,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DESCRIPTION = "base_model.json"
+TRAINING = "training.json"
 SPECIAL_WORDS = ("<pad>", "<unk>", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 EMBEDDED_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
@@ -131,9 +141,10 @@ def load_prepared_tokenizer() -> "PreTrainedTokenizerBase":
     return load_tokenizer(DATA / "tokenizer")
 
 
-def save_model(target: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Weights (safetensors), configuration and tokenizer in one folder, whole or not at all."""
+def save_model(target: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", run_fingerprint: str) -> None:
+    """Weights (safetensors), configuration, tokenizer and the training's fingerprint in one folder, whole or not at all."""
     with publish_folder(target) as staging:
+        write_json(staging / TRAINING, {"fingerprint": run_fingerprint})
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 

@@ -64,10 +64,10 @@ def _example_prompts() -> list[str]:
 
 def first_question(row: TokenizedRow, tokenizer: "PreTrainedTokenizerBase") -> str:
     """What the user asks first, as typed: without the tokens that the chat template puts around every question."""
-    empty = tokenizer(render_prompt(({"role": "user", "content": "?"},), tokenizer), add_special_tokens=False)["input_ids"]
+    nothing = tokenizer(render_prompt(({"role": "user", "content": ""},), tokenizer), add_special_tokens=False)["input_ids"]
     asked = row.input_ids[: row.is_target.index(True)]
-    first = _num_equal(asked, empty)
-    last = _num_equal(asked[first:][::-1], empty[::-1])
+    first = _num_equal(asked, nothing)
+    last = _num_equal(asked[first:][::-1], nothing[first:][::-1])
     return str(tokenizer.decode(asked[first : len(asked) - last], skip_special_tokens=True)).strip()
 
 

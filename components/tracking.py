@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from components.artifacts import ROOT, WORK, write_text
-from components.errors import InterruptedStageError
+from components.errors import InterruptedStageError, TrackingError
 from components.tracking_store import answers_in_time, initialise_store, open_client, store_errors, tracking_errors, tracking_uri
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "find_run",
     "initialise_store",
     "lineage_tags",
+    "log_evaluation",
     "log_final",
     "record_training",
     "send_unsent",
@@ -184,6 +185,16 @@ def record_training(preset: str, seed: int, fingerprint: str, params: Mapping[st
     name = f"{preset}-{seed}"
     tags = {MODEL_TAG: name, FINGERPRINT_TAG: fingerprint, "ballast.preset": preset, **lineage_tags()}
     return RunRecorder(name, {"preset": preset, "seed": seed, **params}, tags)
+
+
+def log_evaluation(name: str, fingerprint: str, metrics: Mapping[str, float]) -> None:
+    """Final figures beside the curves of the run that trained the model. No run or no server: a warning, the file has them."""
+    try:
+        run_id = find_run(name, fingerprint)
+        if run_id is not None:
+            log_final(run_id, metrics, {})
+    except TrackingError as error:
+        logger.warning("The figures of %s are not in MLflow, only in artifacts/evaluations: %s", name, error)
 
 
 def send_unsent() -> int:

@@ -9,7 +9,7 @@ artifacts/evaluations/<model>.json with results per item.
 
 from typing import Any
 
-from components.artifacts import EVALUATIONS, MODELS, write_json
+from components.artifacts import EVALUATIONS, MODELS, read_json, write_json
 from components.params import ComputeParams, DataParams, EvaluationParams
 from flows.stage_runner import main
 
@@ -20,7 +20,8 @@ def evaluate_ood(
     from components.evaluation.comparison import model_metrics
     from components.evaluation.evaluate import evaluate_sets
     from components.evaluation.held_out_sets import read_sets
-    from components.models import load_base_model, load_model, load_prepared_tokenizer, select_device, weights_fingerprint
+    from components.models import TRAINING, load_base_model, load_model, load_prepared_tokenizer, select_device, weights_fingerprint
+    from components.tracking import log_evaluation
 
     is_base = preset == "base"
     name = "base" if is_base else f"{preset}-{seed}"
@@ -36,8 +37,11 @@ def evaluate_ood(
         "sets": evaluate_sets(model, base, sets, evaluation),
     }
     write_json(EVALUATIONS / f"{name}.json", result)
+    metrics = {key: value for key, value in model_metrics(result).items() if value is not None}
+    if not is_base:
+        log_evaluation(name, read_json(MODELS / name / TRAINING, made_by="post_train")["fingerprint"], metrics)
     shown = ("in_domain_accuracy", "ood_accuracy", "in_domain_nll", "ood_nll")
-    return {key: round(value, 4) for key in shown if (value := model_metrics(result)[key]) is not None}
+    return {key: round(metrics[key], 4) for key in shown if key in metrics}
 
 
 if __name__ == "__main__":

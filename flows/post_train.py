@@ -50,7 +50,7 @@ def post_train(
             work=work,
             sink=recorder.log,
         )
-        save_model(MODELS / name, result.model, tokenizer)
+        save_model(MODELS / name, result.model, tokenizer, fingerprint)
         write_csv(CURVES / f"{name}.csv", result.curve)
     shutil.rmtree(work, ignore_errors=True)
     return {"steps": training.num_steps, "nll": round(result.curve[-1]["nll"], 4), "resumed_at_step": result.resumed_at_step}

@@ -73,7 +73,7 @@ def run_warm(module: str, argv: list[str]) -> int | None:
     None: the caller has to run the stage itself, in this process.
     """
     dvcs = _find_dvcs() if _is_wanted() else []
-    if not dvcs or not {"-s", "--single-item"}.isdisjoint(dvcs[0].command()):  # no second stage would follow
+    if not dvcs or not {"-s", "--single-item"}.isdisjoint(dvcs[-1].command()):  # no second stage would follow
         return None
     unheard: list[int] = []
     connection = _find_server(owner=dvcs[-1])
@@ -133,7 +133,7 @@ def _is_wanted() -> bool:
 
 
 def _find_dvcs() -> list[Process]:
-    """The `dvc` processes above this one, nearest first, up to the first other program above them."""
+    """The `dvc` processes above this one, and the pipeline above them, nearest first, up to the first other program."""
     found: list[Process] = []
     ancestor = Process.find(os.getppid())
     while ancestor is not None:
@@ -146,11 +146,13 @@ def _find_dvcs() -> list[Process]:
 
 
 def _is_dvc(command: list[str]) -> bool:
-    """Whether it is `dvc`, `python .../dvc` or `python -m dvc`; a shell whose script mentions dvc is not."""
+    """Whether it is `dvc`, `python .../dvc`, `python -m dvc`, or `python -m flows.pipeline` and the supervisor below it (flows/
+    child_process.py), which call dvc stage by stage. A shell whose script mentions them is not.
+    """
     program, *words = command or [""]
     if os.path.basename(program).startswith("python"):
         program = next((word for word in words if not word.startswith("-")), "")
-    return os.path.basename(program) == "dvc"
+    return os.path.basename(program) in ("dvc", "flows.pipeline", "child_process.py")
 
 
 def _find_server(owner: Process) -> socket.socket | None:

@@ -5,6 +5,7 @@ Plain functions, so that a test's own subprocess can import them too: `from test
 
 import os
 import random
+import signal
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ def start_child(work: Callable[[], Any]) -> int:
     if child:
         return child
     code = 1
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(120)  # a child that hangs fails its own test, not the whole run
     try:
         work()
         code = 0

@@ -97,7 +97,7 @@ def item_scores(runs: list[dict[str, Any]], names: list[str]) -> dict[str, ItemS
         scored_I = np.array([item["num_scored"] for item in items[0]], dtype=np.float64)
         kept = scored_I > 0
         if kept.any():
-            ids = tuple(item["item_id"] for item in items[0] if item["num_scored"] > 0)
+            ids = tuple(f"{item['item_id']} ({item['num_tokens']} tokens)" for item in items[0] if item["num_scored"] > 0)
             scores[name] = ItemScores(ids, correct_SI[:, kept], scored_I[kept])
     return scores
 

@@ -88,10 +88,10 @@ def render_html(comparison: dict[str, Any], curves: Curves, context: ReportConte
 # --- numbers for people ---------------------------------------------------------------------------------------------
 
 
-def decimals(values: Iterable[float]) -> int:
-    """Digits after the point that show the largest of the values to three figures (3 to 6): tiny accuracies stay visible."""
+def decimals(values: Iterable[float], figures: int = 3) -> int:
+    """Digits after the point (3 to 6) that show the largest of the values to so many figures: tiny accuracies stay visible."""
     scale = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return min(6, max(3, 2 - math.floor(math.log10(scale)))) if scale else 3
+    return min(6, max(3, figures - 1 - math.floor(math.log10(scale)))) if scale else 3
 
 
 def signed(value: float, digits: int) -> str:
@@ -141,7 +141,7 @@ def headline(comparison: Mapping[str, Any]) -> list[str]:
     words = {"better": "better than", "worse": "worse than", "tie": "level with"}
     against_base = {metric: find_difference(comparison, metric, candidate, "base") for metric in AXES}
     parts = [
-        f"{words[found['verdict']]} the base {name} ({signed(found['value'], decimals([_reach(comparison, found)]))})"
+        f"{words[found['verdict']]} the base {name} ({signed(found['value'], decimals([_reach(comparison, found)], figures=2))})"
         for name, found in zip(("in-domain", "OOD"), against_base.values(), strict=True)
         if found
     ]
@@ -186,7 +186,7 @@ def difference_cell(comparison: Mapping[str, Any], difference: Mapping[str, Any]
     if difference is None:
         return None
     reach = _reach(comparison, difference)
-    digits = decimals([reach])
+    digits = decimals([reach], figures=2)
     low, mark, high = (round(50 + 48 * difference[side] / reach, 2) for side in ("low", "value", "high"))
     return {
         "value": signed(difference["value"], digits),
@@ -327,7 +327,7 @@ def set_table(comparison: Mapping[str, Any], metric: str, higher_is_better: bool
     ]
     digits, reach = decimals(values), max(map(abs, deltas), default=0.0) or 1.0
     rows = {}
-    for name, row in sorted(comparison["sets"].items(), key=lambda pair: pair[0] != "in_domain"):
+    for name, row in sorted(comparison["sets"].items(), key=lambda pair: (pair[0].startswith("ood/"), pair[0] != "in_domain")):
         base = row["base"][metric]
         rows[name] = {method: _set_cell(cell[metric], base, digits, reach, higher_is_better) for method, cell in row.items()}
     return {"metric": metric, "unit": "share" if metric == "accuracy" else "nats/token", "rows": rows}

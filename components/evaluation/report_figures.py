@@ -143,9 +143,9 @@ def pareto_svg(points: Sequence[ParetoPoint], width: int, height: int) -> str:
 
 def curve_svg(curves: Mapping[str, Curve], highlighted: str, index: int, limits: tuple[float, float], label: str) -> str:
     """One small panel: the highlighted method's curve in its colour, the others behind it in grey."""
-    figure = Figure(figsize=(270 / 72, 168 / 72), dpi=72)
+    figure = Figure(figsize=(250 / 72, 160 / 72), dpi=72)
     axes = figure.add_axes((0.15, 0.17, 0.81, 0.78))
-    _style_axes(axes, STAND_IN, label_size=10)
+    _style_axes(axes, STAND_IN, label_size=10.5)
     axes.set_ylim(limits)
     for name, curve in curves.items():
         is_shown = name == highlighted
@@ -153,8 +153,8 @@ def curve_svg(curves: Mapping[str, Curve], highlighted: str, index: int, limits:
         steps, values = [step for step, _ in curve], [value for _, value in curve]
         width, alpha, order = (2.0, 1.0, 3) if is_shown else (1.0, 0.35, 2)
         axes.plot(steps, values, color=colour, lw=width, alpha=alpha, zorder=order)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     return _to_inline_svg(figure, f"{label}-{highlighted}", f"{label} of {highlighted} over steps")
 
 
@@ -190,7 +190,7 @@ def _draw_pareto(points: Sequence[ParetoPoint], palette: Palette, size: tuple[fl
     return figure
 
 
-def _style_axes(axes: Axes, palette: Palette, label_size: int) -> None:
+def _style_axes(axes: Axes, palette: Palette, label_size: float) -> None:
     axes.set_facecolor("none")
     axes.grid(color=palette.grid, lw=0.8)
     axes.set_axisbelow(True)
@@ -240,7 +240,7 @@ def _draw_method(axes: Axes, point: ParetoPoint, palette: Palette) -> None:
     colour, marker = point.colour(palette), MARKERS[point.index % len(MARKERS)]
     xs, ys = point.x["values"], point.y["values"]
     if len(xs) == len(ys):
-        axes.scatter(xs, ys, marker=marker, s=20, color=colour, alpha=0.4, linewidths=0, zorder=3)
+        axes.scatter(xs, ys, marker=marker, s=20, color=colour, alpha=0.55, linewidths=0, zorder=3)
     x, y = point.position
     if point.x["low"] is not None:
         axes.plot([point.x["low"], point.x["high"]], [y, y], color=colour, lw=1.4, zorder=3)
@@ -268,7 +268,7 @@ def _label_points(axes: Axes, points: Sequence[ParetoPoint], front: Sequence[tup
         taken.append((box, 20.0))
         if gap > 20 and not point.is_base:
             edge = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-            line = {"arrowstyle": "-", "color": point.colour(palette), "lw": 0.8, "shrinkA": 0, "shrinkB": 7}
+            line = {"arrowstyle": "-", "color": palette.muted, "lw": 1, "ls": (0, (1, 2)), "shrinkA": 0, "shrinkB": 7}
             axes.annotate("", (x, y), edge, "figure points", "figure points", line, zorder=1)
 
 
@@ -291,7 +291,7 @@ def _line_boxes(axes: Axes, points: Sequence[ParetoPoint], front: Sequence[tuple
         spans += [((min(xs), y), (max(xs), y)), ((x, min(ys)), (x, max(ys)))]
         spans += [(seed, seed) for seed in zip(point.x["values"], point.y["values"], strict=False)]
     corners = [[*axes.transData.transform(start), *axes.transData.transform(end)] for start, end in spans]
-    return [(Bbox([[min(a, c) - 3, min(b, d) - 3], [max(a, c) + 3, max(b, d) + 3]]), 4.0) for a, b, c, d in corners]
+    return [(Bbox([[min(a, c) - 3, min(b, d) - 3], [max(a, c) + 3, max(b, d) + 3]]), 2.5) for a, b, c, d in corners]
 
 
 def _free_place(

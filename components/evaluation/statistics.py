@@ -64,6 +64,8 @@ def paired_difference(
     Items are drawn with replacement within each set, the same for both sides; each side draws its seeds on its own.
     """
     _refuse_other_items(method, reference)
+    if not method:
+        raise ArtifactError("no set has a scored item, so methods cannot be compared; add held-out sets (data.ood_path)")
     generator = np.random.default_rng(seed)
     draws_R = np.zeros(num_resamples)
     point = 0.0

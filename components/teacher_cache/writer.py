@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from components.artifacts import fingerprint_file, fingerprint_json, publish_folder, write_text
+from components.errors import ModelError
 from components.teacher_cache.capture import CapturedTokens, capture_tokens, concatenate
 from components.teacher_cache.format import CacheIdentity, CacheManifest
 
@@ -112,8 +113,21 @@ def _capture_batch(model: torch.nn.Module, rows: list[CacheRow], identity: Cache
     target_BT = torch.tensor([[*row.is_target, *[False] * (width - len(row.is_target))] for row in rows], device=device)[:, 1:]
     logits_BTV = model(input_ids=input_BT, attention_mask=present_BT, use_cache=False).logits[:, :-1]
     tokens = capture_tokens(logits_BTV[target_BT], input_BT[:, 1:][target_BT], identity.num_entries, identity.temperature)
-    ends = target_BT.sum(1).cumsum(0).tolist()
+    counts_B = target_BT.sum(1)
+    _refuse_non_finite(tokens.label_logprob, counts_B, rows)
+    ends = counts_B.cumsum(0).tolist()
     return [tokens.slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def _refuse_non_finite(label_logprob_N: Tensor, counts_B: Tensor, rows: list[CacheRow]) -> None:
+    """A base that gives NaN, or rules a target out, would only be noticed as a broken loss deep in the training."""
+    is_broken_N = ~torch.isfinite(label_logprob_N)
+    if is_broken_N.any():
+        row = rows[int((counts_B.cpu().cumsum(0) > int(is_broken_N.int().argmax())).int().argmax())]
+        raise ModelError(
+            f"the base model's loss is not finite on row {row.fingerprint} (it begins with tokens {row.input_ids[:8]}). "
+            "Try teacher_cache.precision: fp32, check the model's weights, or remove that row from the data"
+        )
 
 
 def _shard_name(number: int) -> str:
@@ -159,7 +173,3 @@ def _publish(
 
 def _vocabulary_size(model: torch.nn.Module) -> int:
     return int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-
-
-def read_shard(file: Path) -> dict[str, Tensor]:
-    return load_file(file)

@@ -24,7 +24,8 @@ class LineProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         now = time.monotonic()
-        if not logs or "loss" not in logs or (now - self._last < self._interval and state.global_step < state.max_steps):
+        is_due = now - self._last >= self._interval or state.global_step >= state.max_steps
+        if not (state.is_world_process_zero and is_due and logs and "loss" in logs):
             return
         self._last = now
         left = (now - self._started) / max(1, state.global_step - self._first_step) * (state.max_steps - state.global_step)

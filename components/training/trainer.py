@@ -62,7 +62,7 @@ class ObjectiveTrainer(Trainer):
         logits_NV, labels_N, outputs = target_logits(model, inputs, labels_BT)
         targets_B = (labels_BT[:, 1:] != IGNORED_LABEL).sum(1)
         terms = self._terms(logits_NV, labels_N, targets_B, teacher)
-        self._refuse_non_finite(terms, inputs["input_ids"], targets_B)
+        self._refuse_non_finite(terms, inputs, targets_B)
         self.meters.add(terms, self.threshold.value)
         self._part += 1
         loss = terms.loss_sum / torch.as_tensor(num_items_in_batch).clamp(min=1)
@@ -104,14 +104,15 @@ class ObjectiveTrainer(Trainer):
         gathered_N: Tensor = self.accelerator.gather(padded_N)
         return gathered_N[~gathered_N.isnan()]
 
-    def _refuse_non_finite(self, terms: ObjectiveTerms, input_ids_BT: Tensor, targets_B: Tensor) -> None:
+    def _refuse_non_finite(self, terms: ObjectiveTerms, inputs: dict[str, Tensor], targets_B: Tensor) -> None:
         if torch.isfinite(terms.loss_sum):
             return
         token = int((~torch.isfinite(terms.nll_N + terms.kl_N)).int().argmax())
         row = int((targets_B.cumsum(0) > token).int().argmax())
+        tokens = inputs["input_ids"][row, : min(8, int(inputs["attention_mask"][row].sum()))].tolist()
         raise TrainingError(
-            f"the loss is {float(terms.loss_sum)} at step {self.state.global_step} (first in the row that begins with tokens "
-            f"{input_ids_BT[row, :8].tolist()}). Nothing was saved from this step. Lower training.learning_rate "
+            f"the loss is {float(terms.loss_sum.detach())} at step {self.state.global_step} (first in the row that begins with "
+            f"tokens {tokens}). Nothing was saved from this step. Lower training.learning_rate "
             "or training.max_grad_norm, or remove that row"
         )
 

@@ -1,0 +1,69 @@
+"""Laws of the proof before the first step: rounding passes, one position of shift never does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from components.artifacts import fingerprint_file
+from components.errors import CacheMismatchError
+from components.objectives.presets import PRESETS
+from components.teacher_cache.format import CacheManifest, read_manifest
+from components.teacher_cache.reader import TeacherCacheReader
+from components.training.alignment import prove_alignment
+from components.training.collator import TeacherCollator
+from tests.components.training.conftest import ROWS, post_train
+from tests.conftest import PAD, build_cache, build_identity, build_model
+
+PER_TOKEN = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob", "label_rank", "entropy", "log_partition", "margin")
+
+
+def shift_by_one(folder: Path) -> TeacherCacheReader:
+    """A cache that is whole and sealed, its per-token columns moved by one position."""
+    manifest = read_manifest(folder)
+    checksums = {}
+    for name in manifest.checksums:
+        shard = load_file(folder / name)
+        moved = {key: value.roll(1, 0).contiguous() if key in PER_TOKEN else value for key, value in shard.items()}
+        save_file(moved, folder / name)
+        checksums[name] = fingerprint_file(folder / name)
+    CacheManifest(**{**vars(manifest), "checksums": checksums}).write(folder)
+    return TeacherCacheReader(folder, manifest.identity)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cache_shifted_by_one_position_is_refused_before_the_first_step(tmp_path: Path, precision: str) -> None:
+    build_cache(tmp_path, build_model(), ROWS, precision=precision)
+    shifted = shift_by_one(tmp_path / "cache")
+    for kind in PRESETS:
+        model = build_model()
+        with pytest.raises(CacheMismatchError, match=r"not aligned\. Run: dvc repro -f -s cache_teacher"):
+            post_train(tmp_path / kind, PRESETS[kind], shifted, model=model)
+        assert all(torch.equal(weight, build_model().state_dict()[name]) for name, weight in model.state_dict().items())
+        assert not list((tmp_path / kind).glob("checkpoint-*"))
+
+
+def test_another_base_model_is_refused(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    with pytest.raises(CacheMismatchError, match="nats per token before the first step"):
+        post_train(tmp_path, PRESETS["sft"], cache, model=build_model(seed=1))
+
+
+def test_a_cache_of_sixteen_bits_is_accepted_by_a_training_of_thirty_two(tmp_path: Path) -> None:
+    build_cache(tmp_path, build_model().bfloat16(), ROWS, precision="bf16")
+    cache = TeacherCacheReader(tmp_path / "cache", build_identity(precision="bf16"))
+    post_train(tmp_path / "work", PRESETS["uncertainty_aware"], cache)
+
+
+def test_dropout_of_the_base_does_not_look_like_misalignment(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    model = build_model(attention_dropout=0.5).train()
+    prove_alignment(model, TeacherCollator(PAD, cache)(ROWS), "fp32")
+    assert model.training, "it leaves the model as it was"
+
+
+def test_a_base_whose_loss_is_not_a_number_is_refused(cache: TeacherCacheReader) -> None:
+    model = build_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(CacheMismatchError):
+        prove_alignment(model, TeacherCollator(PAD, cache)(ROWS), "fp32")

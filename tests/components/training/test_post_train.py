@@ -1,0 +1,248 @@
+"""Laws of a whole run: killed, stopped or with damaged checkpoints, the same command ends in the same bits."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.errors import CacheMismatchError, InterruptedStageError, ParamsError, TrainingError
+from components.objectives.presets import PRESETS, Objective
+from components.params import LoraParams
+from components.teacher_cache.reader import TeacherCacheReader
+from components.training import callbacks
+from components.training.checkpoints import latest_checkpoint
+from components.training.post_train import accumulation_steps, run_fingerprint, training_arguments
+from tests.components.training.conftest import CPU, ROWS, leave, post_train, reopen, settings
+from tests.conftest import build_cache, build_identity, build_model, end_of_child, start_child
+
+LENGTH: dict[str, Any] = {"num_steps": 11, "save_every_steps": 3, "log_every_steps": 4, "micro_batch_size": 4}
+"""Kills fall between log lines and in the middle of a pass over the data."""
+KINDS: dict[str, tuple[Objective, dict[str, Any]]] = {
+    "uncertainty_aware": (PRESETS["uncertainty_aware"], {}),
+    "random_mask": (PRESETS["random_mask"], {}),
+    "dropout": (PRESETS["sft_kl"], {"lora": LoraParams(enabled=True, rank=4, dropout=0.3), "weight_decay": 0.1}),
+}
+Sink = Callable[[int, dict[str, float]], None]
+
+
+def run_to_the_end(folder: Path, kind: str, cache: TeacherCacheReader, sink: Sink = lambda step, values: None) -> None:
+    objective, changes = KINDS[kind]
+    leave(folder, post_train(folder / "work", objective, reopen(cache), sink=sink, **{**LENGTH, **changes}))
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    return load_file(folder / "model" / "model.safetensors"), json.loads((folder / "curve.json").read_text())
+
+
+def assert_same_bits(folder: Path, whole: Path) -> None:
+    weights, curve = outcome(folder)
+    expected_weights, expected_curve = outcome(whole)
+    assert curve == expected_curve
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected_weights[name]), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: TeacherCacheReader) -> dict[str, Path]:
+    """Each kind, run without interruption in a process of its own."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    for kind, folder in folders.items():
+        assert end_of_child(start_child(lambda kind=kind, folder=folder: run_to_the_end(folder, kind, cache))) == 0
+    return folders
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_log(step: int) -> Callable[[Path, str, TeacherCacheReader], None]:
+    def work(folder: Path, kind: str, cache: TeacherCacheReader) -> None:
+        run_to_the_end(folder, kind, cache, sink=lambda at, _: die() if at == step else None)
+
+    return work
+
+
+def die_before_the_seal(folder: Path, kind: str, cache: TeacherCacheReader) -> None:
+    """The checkpoint of step 6 is whole but for its seal."""
+    seal = callbacks.seal_checkpoint
+    callbacks.seal_checkpoint = lambda path: die() if path.name == "checkpoint-6" else seal(path)  # type: ignore[assignment]
+    run_to_the_end(folder, kind, cache)
+
+
+def die_in_the_middle_of_a_file(folder: Path, kind: str, cache: TeacherCacheReader) -> None:
+    """The checkpoint of step 9 stops inside a file that torch writes."""
+    save = torch.save
+
+    def cut_short(value: Any, file: Any, *rest: Any, **more: Any) -> None:
+        if "checkpoint-9" in str(file):
+            Path(file).write_bytes(b"PK\x03\x04")
+            die()
+        save(value, file, *rest, **more)
+
+    torch.save = cut_short
+    run_to_the_end(folder, kind, cache)
+
+
+DEATHS = [
+    ("uncertainty_aware", die_at_log(4), 3),
+    ("uncertainty_aware", die_at_log(11), 9),
+    ("uncertainty_aware", die_before_the_seal, 3),
+    ("uncertainty_aware", die_in_the_middle_of_a_file, 6),
+    ("random_mask", die_at_log(8), 6),
+    ("dropout", die_at_log(8), 6),
+]
+
+
+@pytest.mark.parametrize(("kind", "death", "resumed_at"), DEATHS)
+def test_a_training_killed_anywhere_ends_in_the_same_weights_and_the_same_curve(
+    tmp_path: Path, cache: TeacherCacheReader, whole: dict[str, Path], kind: str, death: Any, resumed_at: int
+) -> None:
+    assert end_of_child(start_child(lambda: death(tmp_path, kind, cache))) == -signal.SIGKILL
+    assert end_of_child(start_child(lambda: run_to_the_end(tmp_path, kind, cache))) == 0
+    assert int((tmp_path / "resumed_at_step").read_text()) == resumed_at
+    assert_same_bits(tmp_path, whole[kind])
+
+
+def test_a_training_killed_at_a_moment_of_the_clocks_choice_ends_the_same(
+    tmp_path: Path, cache: TeacherCacheReader, whole: dict[str, Path]
+) -> None:
+    """Three kills from outside, one after the other, then the end."""
+    slow: Sink = lambda step, values: time.sleep(0.05)  # noqa: E731
+    for number in range(3):
+        child = start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache, slow))
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "work").glob(f"checkpoint-{3 * (number + 1)}")) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.004 * number)
+        os.kill(child, signal.SIGKILL)
+        end_of_child(child)
+    assert end_of_child(start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache))) == 0
+    assert_same_bits(tmp_path, whole["uncertainty_aware"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "objective_state.json", "seal.json"])
+def test_a_flipped_bit_in_the_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, cache: TeacherCacheReader, whole: dict[str, Path], name: str
+) -> None:
+    assert end_of_child(start_child(lambda: die_at_log(8)(tmp_path, "uncertainty_aware", cache))) == -signal.SIGKILL
+    file = tmp_path / "work" / "checkpoint-6" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    assert end_of_child(start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache))) == 0
+    assert int((tmp_path / "resumed_at_step").read_text()) == 3
+    assert_same_bits(tmp_path, whole["uncertainty_aware"])
+
+
+def test_a_finished_training_that_was_not_published_yet_is_not_trained_any_further(
+    tmp_path: Path, cache: TeacherCacheReader, whole: dict[str, Path]
+) -> None:
+    for _ in range(2):
+        assert end_of_child(start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache))) == 0
+    assert int((tmp_path / "resumed_at_step").read_text()) == LENGTH["num_steps"]
+    assert_same_bits(tmp_path, whole["uncertainty_aware"])
+
+
+def test_sigterm_ends_with_code_143_keeps_a_checkpoint_and_the_same_command_completes(
+    tmp_path: Path, cache: TeacherCacheReader, whole: dict[str, Path]
+) -> None:
+    def told_to_stop(step: int, _: dict[str, float]) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    child = start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache, told_to_stop))
+    assert end_of_child(child) == 143
+    kept = latest_checkpoint(tmp_path / "work")
+    assert kept is not None and kept.name == "checkpoint-5" and not (tmp_path / "model").exists()
+    assert end_of_child(start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache))) == 0
+    assert int((tmp_path / "resumed_at_step").read_text()) == 5
+    assert_same_bits(tmp_path, whole["uncertainty_aware"])
+
+
+def test_the_handler_of_sigterm_is_given_back_and_the_message_says_what_to_do(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InterruptedStageError, match=r"stopped at step 2 of 11; a checkpoint is kept"):
+        post_train(
+            tmp_path,
+            PRESETS["sft"],
+            cache,
+            sink=lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else None,
+            **{**LENGTH, "log_every_steps": 1},
+        )
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loss_that_breaks_in_mid_training_leaves_only_whole_checkpoints(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    model = build_model()
+
+    def poison(step: int, _: dict[str, float]) -> None:
+        if step == 5:
+            with torch.no_grad():
+                model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 5"):
+        post_train(tmp_path, PRESETS["uncertainty_aware"], cache, model=model, sink=poison, **{**LENGTH, "log_every_steps": 1})
+    kept = latest_checkpoint(tmp_path)
+    assert kept is not None and kept.name == "checkpoint-3"
+    assert all(torch.isfinite(weight).all() for weight in load_file(kept / "model.safetensors").values())
+
+
+def test_the_curve_goes_to_the_sink_line_by_line_numbers_only(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    lines: list[tuple[int, dict[str, float]]] = []
+    result = post_train(tmp_path, PRESETS["uncertainty_aware"], cache, sink=lambda *line: lines.append(line), **LENGTH)
+    assert [step for step, _ in lines] == [line["step"] for line in result.curve] == [4, 8, 11]
+    for (_, sent), kept in zip(lines, result.curve, strict=True):
+        assert all(isinstance(value, float) for value in sent.values()) and sent.items() <= kept.items()
+
+
+def test_it_learns_its_rows(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    for kind in ("masked_mle", "uncertainty_aware"):
+        curve = post_train(tmp_path / kind, PRESETS[kind], cache, num_steps=25, log_every_steps=5).curve
+        assert curve[-1]["nll"] < 0.8 * curve[0]["nll"], kind
+
+
+def test_bf16_trains_fp32_weights(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    result = post_train(tmp_path, PRESETS["uncertainty_aware"], cache, precision="bf16", num_steps=20, log_every_steps=5)
+    assert result.curve[-1]["nll"] < result.curve[0]["nll"]
+    for weight in result.model.parameters():
+        assert weight.dtype == torch.float32 and bool(torch.isfinite(weight).all())
+
+
+def test_an_objective_of_another_temperature_than_the_caches_is_refused_with_both_values(
+    tmp_path: Path, cache: TeacherCacheReader
+) -> None:
+    hot = build_cache(tmp_path, build_model(), ROWS, temperature=2.0)
+    with pytest.raises(CacheMismatchError, match=r"temperature 1\.0.*made at 2\.0"):
+        post_train(tmp_path / "work", PRESETS["uncertainty_aware"], hot)
+    post_train(tmp_path / "hot", replace(PRESETS["uncertainty_aware"], temperature=2.0), hot)
+    post_train(tmp_path / "sft", PRESETS["masked_mle"], hot)
+    with pytest.raises(CacheMismatchError, match=r"temperature 2\.0.*made at 1\.0"):
+        post_train(tmp_path / "work", replace(PRESETS["sft_kl"], temperature=2.0), cache)
+
+
+def test_a_checkpoint_belongs_to_everything_that_decides_the_result() -> None:
+    objective, identity, params = PRESETS["uncertainty_aware"], build_identity(), settings()
+    known = run_fingerprint(objective, params, identity, 0)
+    assert known == run_fingerprint(objective, params, identity, 0)
+    others = [run_fingerprint(objective, params, identity, 1)]
+    others += [run_fingerprint(replace(objective, keep=0.4), params, identity, 0)]
+    others += [run_fingerprint(objective, params, replace(identity, **{name: "x"}), 0) for name in asdict(identity)]
+    others += [run_fingerprint(objective, settings(**{name: 2}), identity, 0) for name in ("num_steps", "micro_batch_size")]
+    assert len({known, *others}) == 1 + len(others)
+
+
+def test_processes_share_a_step_and_do_not_enlarge_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert accumulation_steps(settings(batch_size=16, micro_batch_size=4), 1) == 4
+    assert accumulation_steps(settings(batch_size=16, micro_batch_size=4), 2) == 2
+    with pytest.raises(ParamsError, match=r"batch_size 16 is not a multiple of micro_batch_size 16 x 2 processes; lower"):
+        accumulation_steps(settings(batch_size=16, micro_batch_size=16), 2)
+    assert training_arguments(settings(micro_batch_size=2), 0, CPU, tmp_path).gradient_accumulation_steps == 4

@@ -1,0 +1,199 @@
+"""Laws of the step that steps: the gradient is that of one sum over the step's targets, however the step is cut up."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.data.batching import pad_rows
+from components.errors import TrainingError
+from components.objectives.presets import PRESETS, Objective
+from components.objectives.token_loss import objective_terms, selection_mask, token_scores
+from components.teacher_cache.reader import TeacherCacheReader
+from components.training.alignment import target_logits
+from components.training.collator import TeacherCollator
+from components.training.post_train import initial_scores
+from components.training.row_order import RowOrder
+from components.training.threshold import LaggedThreshold
+from components.training.trainer import take_teacher_columns
+from tests.components.training.conftest import NO_TARGET, ROWS, Recorded, build_trainer, record
+from tests.conftest import PAD, build_model
+
+KINDS: dict[str, Objective] = {
+    **PRESETS,
+    "excess": replace(PRESETS["uncertainty_aware"], score="excess"),
+    "entropy_low": replace(PRESETS["uncertainty_aware"], score="entropy", select="low"),
+    "absolute": replace(PRESETS["masked_mle"], threshold_nats=3.0),
+    "warm": replace(PRESETS["uncertainty_aware"], warmup_steps=2),
+}
+SPLITS = [(8, 1), (2, 4), (1, 8)]
+
+
+def assert_same(one: Recorded, other: Recorded) -> None:
+    assert len(one.gradients) == len(other.gradients) > 0
+    for step, (first, second) in enumerate(zip(one.gradients, other.gradients, strict=True)):
+        largest = max(float(gradient.abs().max()) for gradient in first.values())
+        for name in first:
+            # Adam turns float noise of one step into a little more in the next.
+            tolerance = largest * 1e-5 * 10**step
+            torch.testing.assert_close(
+                first[name], second[name], rtol=1e-4 * 4**step, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+            )
+    for before, after in zip(one.curve, other.curve, strict=True):
+        for name in ("loss", "nll", "selected_fraction", "distillation_kl", "grad_norm"):
+            assert after[name] == pytest.approx(before[name], rel=2e-3, abs=1e-5), (name, before["step"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cutting_a_step_into_micro_batches_keeps_gradient_and_trajectory(
+    tmp_path: Path, cache: TeacherCacheReader, kind: str
+) -> None:
+    runs = [record(tmp_path, KINDS[kind], cache, micro_batch_size=size) for size, _ in SPLITS]
+    for other in runs[1:]:
+        assert_same(runs[0], other)
+
+
+def first_step_by_hand(objective: Objective, cache: TeacherCacheReader) -> dict[str, Tensor]:
+    """Gradient of the first step, one unpadded row at a time, divided once by all targets."""
+    model = build_model()
+    rows = [ROWS[index] for index, _ in zip(RowOrder(len(ROWS), 8, 0), range(8), strict=False)]
+    threshold = LaggedThreshold(objective, initial_scores(objective, cache)).value
+    total: Tensor = torch.zeros(())
+    num_targets = 0
+    for row in rows:
+        batch = TeacherCollator(PAD, cache)([row])
+        teacher = take_teacher_columns(batch)
+        logits_NV, labels_N, _ = target_logits(model, {"input_ids": batch["input_ids"]}, batch["labels"])
+        nll_N = torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
+        selected_N = selection_mask(objective, token_scores(objective, logits_NV, nll_N, teacher), threshold)
+        total = total + objective_terms(objective, logits_NV, labels_N, teacher, selected_N).loss_sum
+        num_targets += len(labels_N)
+    (total / num_targets).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["sft", "sft_kl", "masked_mle", "uncertainty_aware", "entropy_low", "absolute"])
+def test_the_first_gradient_is_the_sum_over_unpadded_rows_divided_once(
+    tmp_path: Path, cache: TeacherCacheReader, kind: str
+) -> None:
+    by_hand = first_step_by_hand(KINDS[kind], cache)
+    by_trainer = record(tmp_path, KINDS[kind], cache, micro_batch_size=4, num_steps=1).gradients[0]
+    assert by_hand.keys() == by_trainer.keys()
+    for name, gradient in by_hand.items():
+        torch.testing.assert_close(by_trainer[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_sft_is_the_plain_trainers_cross_entropy(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    rows = [ROWS[index] for index in RowOrder(len(ROWS), 8, 0)]
+    model = build_model()
+    batch = pad_rows(rows, PAD)
+    model(**batch).loss.backward()
+    ours = record(tmp_path, PRESETS["sft"], cache, num_steps=1).gradients[0]
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_keeping_every_token_is_sft(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    plain = record(tmp_path, PRESETS["sft"], cache)
+    for kind in ("masked_mle", "uncertainty_aware", "random_mask"):
+        every = record(tmp_path, replace(PRESETS[kind], keep=1.0), cache)
+        for name, weight in plain.weights.items():
+            torch.testing.assert_close(every.weights[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_what_stands_in_the_padding_changes_nothing(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    runs = [record(tmp_path, PRESETS["uncertainty_aware"], cache, pad_token_id=pad) for pad in (PAD, 17)]
+    assert_same(*runs)
+
+
+def test_a_row_of_its_own_without_a_target_leaves_the_gradient_alone(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    empty = record(tmp_path, PRESETS["uncertainty_aware"], cache, rows=[ROWS[NO_TARGET]] * 8, num_steps=2)
+    for gradients in empty.gradients:
+        assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients.values())
+    initial = build_model().state_dict()
+    assert all(torch.equal(weight, initial[name]) for name, weight in empty.weights.items())
+    assert [line["loss"] for line in empty.curve] == [0.0, 0.0]
+
+
+def test_a_student_equal_to_its_teacher_is_not_moved_by_distillation(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    """Distillation alone: no token is above a threshold beyond reach."""
+    objective = replace(PRESETS["uncertainty_aware"], threshold_nats=1e9)
+    run = record(tmp_path, objective, cache, num_steps=1)
+    scale = record(tmp_path, PRESETS["sft"], cache, num_steps=1).curve[0]["grad_norm"]
+    assert run.curve[0]["distillation_kl"] < 1e-6 and run.curve[0]["selected_fraction"] == 0.0
+    assert run.curve[0]["grad_norm"] < 2e-3 * scale
+
+
+def test_the_curves_are_means_over_targets_and_add_up(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    objective = replace(PRESETS["uncertainty_aware"], distil_weight=0.3)
+    for line in record(tmp_path, objective, cache, num_steps=6, log_every_steps=4).curve:
+        assert line["loss"] == pytest.approx(line["selected_nll"] + 0.3 * line["distillation_kl"], rel=1e-6)
+        assert line["masked_fraction"] == pytest.approx(1 - line["selected_fraction"])
+        assert line["selected_nll"] <= line["nll"] and "threshold_nats" in line
+
+
+def test_the_last_step_is_always_logged_and_epochs_count_passes_over_the_data(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    short = record(tmp_path, PRESETS["sft"], cache, num_steps=3, log_every_steps=10).curve
+    assert [line["step"] for line in short] == [3]
+    longer = record(tmp_path, PRESETS["sft"], cache, num_steps=5, log_every_steps=2).curve
+    assert [line["step"] for line in longer] == [2, 4, 5]
+    assert [line["epoch"] for line in longer] == pytest.approx([16 / 20, 32 / 20, 40 / 20])
+
+
+def test_random_masks_differ_between_steps_and_keep_their_fraction(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    run = record(tmp_path, replace(PRESETS["random_mask"], keep=0.3), cache, num_steps=12, learning_rate=1e-6)
+    fractions = [line["selected_fraction"] for line in run.curve]
+    assert len(set(fractions)) > 6 and sum(fractions) / 12 == pytest.approx(0.3, abs=0.1)
+
+
+def test_warmup_selects_everything_and_then_the_threshold_is_that_of_the_student_not_of_the_base(
+    tmp_path: Path, cache: TeacherCacheReader
+) -> None:
+    objective = replace(PRESETS["masked_mle"], warmup_steps=10)
+    run = record(tmp_path, objective, cache, num_steps=14)
+    fractions = [line["selected_fraction"] for line in run.curve]
+    assert fractions[:10] == [1.0] * 10
+    assert all(0.2 < fraction < 0.8 for fraction in fractions[10:]), fractions
+    assert run.curve[9]["threshold_nats"] < run.curve[0]["threshold_nats"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_row(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    rows = [row for row in ROWS if 49 not in row.input_ids and sum(row.is_target)]
+    poisoned = next(row for row in ROWS if 49 in row.input_ids[:-2] and sum(row.is_target))
+    model = build_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[49] = float("nan")
+    for kind in ("sft", "uncertainty_aware"):
+        trainer = build_trainer(
+            tmp_path / kind, PRESETS[kind], cache, model=model, rows=[*rows[:7], poisoned], num_steps=2, save_every_steps=1
+        )
+        with pytest.raises(TrainingError) as caught:
+            trainer.train()
+        assert f"{poisoned.input_ids[:8]}" in str(caught.value) and "step 0" in str(caught.value)
+        assert not list((tmp_path / kind).glob("checkpoint-*"))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_before_it_reaches_a_weight(
+    tmp_path: Path, cache: TeacherCacheReader
+) -> None:
+    trainer = build_trainer(tmp_path, PRESETS["sft"], cache, num_steps=4, save_every_steps=1)
+    calls = []
+
+    def overflow(gradient: Tensor) -> Tensor:
+        calls.append(1)
+        return gradient * (float("inf") if len(calls) == 3 else 1.0)
+
+    trainer.model.lm_head.weight.register_hook(overflow)
+    with pytest.raises(TrainingError, match=r"gradient's norm is (nan|inf) at step 2.*learning_rate"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+
+
+def test_steps_of_one_row_of_one_target_train(tmp_path: Path, cache: TeacherCacheReader) -> None:
+    single = next(row for row in ROWS if sum(row.is_target) == 1)
+    for kind in PRESETS:
+        run = record(tmp_path, PRESETS[kind], cache, rows=[single], batch_size=1, micro_batch_size=1, num_steps=3)
+        assert len(run.curve) == 3 and all(torch.isfinite(weight).all() for weight in run.weights.values()), kind

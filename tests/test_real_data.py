@@ -1,0 +1,114 @@
+"""Published data and a published tiny model, where they lie beside the project (../shared/data); else these tests skip.
+
+python -m pytest tests/test_real_data.py -s     # shows the table of rows in, used and quarantined
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.data.held_out import list_ood_files, ood_texts
+from components.data.overlap import OverlapIndex
+from components.data.prepare import PreparedData, prepare_files, split_by_content
+from components.data.publish import ood_index
+from components.data.rendering import apply_template
+from components.data.sources import list_sources
+from components.evaluation.evaluate import evaluate_sets
+from components.evaluation.held_out_sets import name_ood_files
+from components.evaluation.tasks import read_ood_set
+from components.models import load_model, load_tokenizer
+from components.params import DataParams, EvaluationParams
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+PARAMS = DataParams(source="files", chat_template="plain", max_length=512)
+SOURCES = {
+    "train/alpaca/alpaca_data.json": ("alpaca", 4000),
+    "train/gsm8k/train.jsonl": ("gsm8k", 4500),
+    "train/sharegpt/fastchat_dummy_conversation.json": ("sharegpt", 500),
+    "train/sharegpt/mtbench101_sharegpt.json": ("sharegpt", 900),
+    "train/sharegpt/oasst_en_sharegpt.json": ("sharegpt", 354),
+    "train/sharegpt/sharegpt_zh.jsonl": ("sharegpt", 500),
+}
+NUM_SETS = 31
+KINDS = {"icl": "choice", "math": "exact", "blimp": "choice", "text": "tokens", "bbh": "exact"}
+EXACT = ("icl/lambada_openai", "icl/simple_arithmetic_withspaces")
+
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside the project (../shared/data is absent)")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    tokenizer = load_tokenizer(SHARED / "models" / "stories260K")
+    apply_template(tokenizer, "plain")
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_row_of_a_published_file_is_used_or_quarantined_with_a_reason(name: str, tokenizer: Any) -> None:
+    schema, num_rows = SOURCES[name]
+    prepared = prepare_files(SHARED / name, tokenizer, PARAMS, split_by_content(PARAMS), OverlapIndex([], []), PreparedData())
+    counts = prepared.counts()
+    num_used = sum(counts["rows_used"].values())
+    reasons = Counter(re.sub(r"\d+", "N", rejection.reason) for rejection in prepared.rejections).most_common(3)
+    print(
+        f"\n{name}: {counts['rows_in']} in, {num_used} used ({counts['rows_cut']} cut), {counts['rows_quarantined']} quarantined"
+    )
+    print("".join(f"  {count} x {reason}\n" for reason, count in reasons), end="")
+    assert counts["rows_in"] == num_rows == num_used + counts["rows_quarantined"]
+    assert counts["schemas"] == {schema: num_used}
+    for rows in prepared.splits.values():
+        assert rows and all(len(row.input_ids) <= 512 and row.num_targets for row in rows)
+    assert all(summary.end_of_turn_is_target and summary.starts_with_user for summary in prepared.summaries)
+
+
+def test_the_targets_of_published_rows_decode_to_their_answers(tokenizer: Any) -> None:
+    from components.data.rendering import render
+    from components.data.sources import Conversation, read_source
+
+    for name in SOURCES:
+        rows = [row for row in read_source(SHARED / name) if isinstance(row, Conversation)][:40]
+        for row in rows:
+            example = render(row.messages, tokenizer, 1 << 20)
+            targets = [token for token, is_target in zip(example.input_ids, example.is_target, strict=True) if is_target]
+            answers = [message["content"] for message in row.messages if message["role"] == "assistant"]
+            said = tokenizer.decode(targets).split("</s>")[:-1]
+            assert [text.strip() for text in said] == [answer.strip() for answer in answers], row.row_id
+
+
+def test_the_folders_are_found_whole() -> None:
+    assert [file.name for file in list_sources(SHARED / "train" / "sharegpt")] == sorted(
+        Path(name).name for name in SOURCES if "sharegpt/" in name
+    )
+
+
+def test_every_held_out_set_is_parsed(tokenizer: Any) -> None:
+    files = name_ood_files(SHARED / "ood")
+    assert len(files) == NUM_SETS
+    for name, file in files.items():
+        items = read_ood_set(file, tokenizer, 512, 20)
+        assert len(items) == 20, name
+        assert {item.kind for item in items} == {"exact" if name in EXACT else KINDS[file.parent.name]}, name
+        for item in items:
+            assert 0 <= item.gold < len(item.rows) and (item.kind == "choice") == (len(item.rows) > 1)
+            assert all(any(row.is_target) and len(row.input_ids) <= 512 and not row.is_target[0] for row in item.rows)
+
+
+def test_the_published_model_scores_them_with_finite_figures(tokenizer: Any) -> None:
+    model = load_model(SHARED / "models" / "stories260K")
+    sets = {name: read_ood_set(file, tokenizer, 256, 2) for name, file in name_ood_files(SHARED / "ood").items()}
+    results = evaluate_sets(model, model, sets, EvaluationParams(batch_tokens=2048))
+    nlls = {name: result["metrics"]["nll"]["value"] for name, result in results.items()}
+    assert all(0.0 < nll < 12.0 for nll in nlls.values())
+    assert nlls["text/tinystories"] == min(nlls[name] for name in nlls if name.startswith("text/")), (
+        "it was trained on these stories"
+    )
+    assert all(result["metrics"]["drift_kl"]["value"] == 0.0 for result in results.values())
+
+
+def test_training_questions_are_not_held_out_and_held_out_ones_are_recognised() -> None:
+    index = ood_index(SHARED / "ood" / "math")
+    texts = [text for file in list_ood_files(SHARED / "ood" / "math") for text in ood_texts(file)]
+    assert all(index.find(text) for text in texts[::100])
