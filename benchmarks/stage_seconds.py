@@ -2,8 +2,8 @@
 
     python -m benchmarks.stage_seconds
 
-Reads what flows/stage_runner.py left under .work/timings. Work is the stage's function; the rest of its wall time is process start,
-imports and hand-over. DVC's own time is not in it: compare with the wall time of `dvc repro`.
+Reads what flows/stage_runner.py left under .work/timings. Work is the stage's function; the rest of its wall time is process
+start, imports and hand-over. DVC's own time is not in it: compare with the wall time of `dvc repro`.
 """
 
 import json

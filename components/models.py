@@ -20,7 +20,7 @@ from components.artifacts import (
     read_json,
     write_json,
 )
-from components.errors import ModelError
+from components.errors import ModelError, ParamsError
 from components.params import BaseModelParams, ComputeParams
 
 if TYPE_CHECKING:
@@ -125,6 +125,17 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
         raise ModelError(
             f"{hub_id}@{revision} is not in this machine's hub cache. Fetch it with: dvc repro -f -s prepare_base"
         ) from None
+
+
+def require_positions(max_length: int) -> None:
+    """Refuse rows longer than the base can read: positions beyond its own are never trained and may crash."""
+    config = AutoConfig.from_pretrained(base_folder(), trust_remote_code=False)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ParamsError(
+            f"params.yaml: data.max_length {max_length} is more than the base model's {positions} positions; "
+            f"set data.max_length: {positions}"
+        )
 
 
 def load_base_model(dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "PreTrainedModel":

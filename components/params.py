@@ -90,7 +90,7 @@ class ObjectiveParams(Section):
 
     preset: Literal["sft", "sft_kl", "masked_mle", "uncertainty_aware", "random_mask"]
     select: Literal["high", "low", "random"] | None = None
-    score: Literal["student_nll", "teacher_nll", "entropy", "excess"] | None = None
+    score: Literal["student_nll", "teacher_nll", "entropy"] | None = None
     keep: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     threshold_nats: Weight | None = None
     scope: Literal["step_lagged", "micro_batch"] | None = None

@@ -20,7 +20,7 @@ def evaluate_ood(
     from components.evaluation.comparison import model_metrics
     from components.evaluation.evaluate import evaluate_sets
     from components.evaluation.held_out_sets import read_sets
-    from components.models import TRAINING, load_base_model, load_model, load_prepared_tokenizer, select_device, weights_fingerprint
+    from components.models import load_base_model, load_model, load_prepared_tokenizer, select_device, weights_fingerprint
     from components.tracking import log_evaluation
 
     is_base = preset == "base"
@@ -39,7 +39,7 @@ def evaluate_ood(
     write_json(EVALUATIONS / f"{name}.json", result)
     metrics = {key: value for key, value in model_metrics(result).items() if value is not None}
     if not is_base:
-        log_evaluation(name, read_json(MODELS / name / TRAINING, made_by="post_train")["fingerprint"], metrics)
+        log_evaluation(name, read_json(MODELS / name / "training.json", made_by="post_train")["fingerprint"], metrics)
     shown = ("in_domain_accuracy", "ood_accuracy", "in_domain_nll", "ood_nll")
     return {key: round(metrics[key], 4) for key in shown if key in metrics}
 

@@ -133,19 +133,16 @@ class TrackedRunner:
         from prefect import get_run_logger, task
         from prefect.cache_policies import NO_CACHE
 
-        outcome = Outcome(stage.address, "failed", message="Prefect has not let its task run")
+        outcomes: list[Outcome] = []
 
+        @task(name=stage.name, task_run_name=stage.address, cache_policy=NO_CACHE, persist_result=False, retries=0)
         def run_task() -> "State[None]":
-            nonlocal outcome
-            outcome = run_stage(stage, is_settled, get_run_logger().info, self.lock)
-            return describe_state(outcome)
+            outcomes.append(run_stage(stage, is_settled, get_run_logger().info, self.lock))
+            return describe_state(outcomes[0])
 
-        tracked = task(name=stage.name, task_run_name=stage.address, cache_policy=NO_CACHE, persist_result=False, retries=0)(
-            run_task
-        )
         parents = [self.states[parent] for parent in stage.parents]  # for the arrows in the UI; the order is ours
-        self.states[stage.address] = tracked(wait_for=parents, return_state=True)
-        return outcome
+        state = self.states[stage.address] = run_task(wait_for=parents, return_state=True)
+        return outcomes[0] if outcomes else Outcome(stage.address, "failed", message=f"{state.name}: {state.message}")
 
 
 def describe_state(outcome: Outcome) -> "State[None]":
@@ -202,7 +199,8 @@ def ask_server(url: str) -> str:
             is_page = answer.read(1).startswith(b"<")
         return "a web page answers; the URL of the API ends in /api" if is_page else ""
     except urllib.error.HTTPError as error:
-        return "" if error.code in (401, 403) else f"HTTP {error.code}; the URL of its API ends in /api"
+        hint = "; the URL of the API ends in /api" if error.code == 404 else ""
+        return "" if error.code in (401, 403) else f"HTTP {error.code}{hint}"
     except urllib.error.URLError as error:
         return "" if isinstance(error.reason, ssl.SSLCertVerificationError) else str(error.reason)
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -31,9 +31,9 @@ def post_train(
     from components.tracking import record_training
     from components.training.post_train import post_train_model, run_fingerprint
 
-    name = f"{preset}-{seed}"
-    resolved = resolve(preset, objective)
-    identity = expected_identity(teacher_cache)
+    name, device = f"{preset}-{seed}", select_device(compute)
+    resolved, identity = resolve(preset, objective), expected_identity(teacher_cache)
+    cache = TeacherCacheReader(TEACHER_CACHE, identity)
     fingerprint = run_fingerprint(resolved, training, identity, seed)
     tokenizer = load_prepared_tokenizer()
     work = WORK / "post_train" / f"{name}-{fingerprint[:16]}"
@@ -41,11 +41,11 @@ def post_train(
         result = post_train_model(
             load_base_model(),
             read_split(DATA, "train"),
-            TeacherCacheReader(TEACHER_CACHE, identity),
+            cache,
             resolved,
             training,
             seed=seed,
-            device=select_device(compute),
+            device=device,
             pad_token_id=pad_token_id(tokenizer),
             work=work,
             sink=recorder.log,

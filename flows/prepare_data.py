@@ -18,8 +18,9 @@ def prepare_data(*, data: DataParams, world: WorldParams) -> dict[str, Any]:
     from components.data.prepare import PreparedData, always, prepare_files, require_rows, split_by_content
     from components.data.publish import check, ood_index, write_prepared
     from components.data.rendering import apply_template
-    from components.models import load_base_tokenizer
+    from components.models import load_base_tokenizer, require_positions
 
+    require_positions(data.max_length)
     tokenizer = load_base_tokenizer()
     apply_template(tokenizer, data.chat_template)
     prepared = PreparedData()

@@ -72,7 +72,7 @@ def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> 
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             arguments[name] = getattr(params, name)
         elif words:
-            arguments[name] = int(words.pop(0)) if parameter.annotation is int else words.pop(0)
+            arguments[name] = _number(name, words.pop(0)) if parameter.annotation is int else words.pop(0)
         elif parameter.default is inspect.Parameter.empty:
             raise ParamsError(f"flows.{function.__name__} needs {name}: python -m flows.{function.__name__} <{name}>")
     if words:
@@ -83,6 +83,12 @@ def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> 
             raise ParamsError(f"params.yaml has no objective.{preset}; it has {sorted(params.objective)}")
         arguments["objective"] = params.objective[preset]
     return arguments
+
+
+def _number(name: str, word: str) -> int:
+    if not word.isdigit():
+        raise ParamsError(f"{name} must be a whole number, found {word!r}")
+    return int(word)
 
 
 def tracked(function: StageFunction, cell: list[str]) -> StageFunction:

@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from components.errors import ParamsError
 from components.params import WorldParams
 
 Law = dict[str, float]
@@ -166,7 +167,7 @@ def _draw_unseen(world: EmbeddedWorld, size: int, rng: random.Random, seen: set[
             if example.prompt_key not in seen and not any(turn.question in held_out for turn in example.turns):
                 break
         else:
-            raise ValueError(
+            raise ParamsError(
                 f"world: cannot draw {size} examples with new prompts; ask for fewer examples, "
                 "or raise world.num_symbols or world.max_symbols_per_item"
             )

@@ -52,18 +52,22 @@ import json, sys
 from components.errors import ModelError
 from components.model_sources import describe_folder, locate
 from components.params import BaseModelParams
-params = BaseModelParams(source="hub", hub_id=sys.argv[1], revision=sys.argv[2])
-try:
-    folder = locate(params)
-    print(json.dumps([str(folder), describe_folder(folder, params)]))
-except ModelError as error:
-    print(json.dumps(str(error)))
+answers = []
+for hub_id, revision in json.loads(sys.argv[1]):
+    params = BaseModelParams(source="hub", hub_id=hub_id, revision=revision)
+    try:
+        folder = locate(params)
+        answers.append([str(folder), describe_folder(folder, params)])
+    except ModelError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
 """
 
 
-def ask_hub(home: Path, hub_id: str, revision: str) -> Any:
+def ask_hub(home: Path, *wanted: tuple[str, str]) -> Any:
+    """Folder and description of each (hub_id, revision), or what was said instead."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    asked = [sys.executable, "-c", SCRIPT, hub_id, revision]
+    asked = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
     done = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -71,7 +75,7 @@ def ask_hub(home: Path, hub_id: str, revision: str) -> Any:
 
 def test_the_pinned_snapshot_is_found_offline_and_described_without_a_path_of_this_machine(tmp_path: Path, folder: Path) -> None:
     snapshot = lay_out_hub(tmp_path / "home", folder)
-    found, description = ask_hub(tmp_path / "home", "org/name", REVISION)
+    ((found, description),) = ask_hub(tmp_path / "home", ("org/name", REVISION))
     assert found == str(snapshot), "the pinned revision, not the branch"
     assert (description["source"], description["hub_id"], description["revision"]) == ("hub", "org/name", REVISION)
     assert description["folder"] is None and str(tmp_path) not in json.dumps(description)
@@ -79,13 +83,11 @@ def test_the_pinned_snapshot_is_found_offline_and_described_without_a_path_of_th
     assert description["files"] == same["files"] and description["fingerprint"] == same["fingerprint"]
 
 
-@pytest.mark.parametrize(("hub_id", "revision"), [("org/other", REVISION), ("org/name", "a" * 40), ("no such name!", REVISION)])
-def test_a_model_that_cannot_be_had_is_one_message_with_name_revision_and_repair(
-    tmp_path: Path, folder: Path, hub_id: str, revision: str
-) -> None:
+def test_a_model_that_cannot_be_had_is_one_message_with_name_revision_and_repair(tmp_path: Path, folder: Path) -> None:
     lay_out_hub(tmp_path / "home", folder)
-    said = ask_hub(tmp_path / "home", hub_id, revision)
-    assert said.startswith(f"base_model.hub_id: {hub_id}@{revision} cannot be had") and "base_model.source: local" in said
+    wanted = [("org/other", REVISION), ("org/name", "a" * 40), ("no such name!", REVISION)]
+    for (hub_id, revision), said in zip(wanted, ask_hub(tmp_path / "home", *wanted), strict=True):
+        assert said.startswith(f"base_model.hub_id: {hub_id}@{revision} cannot be had") and "base_model.source: local" in said
 
 
 def test_a_local_folder_is_found_from_the_root_and_a_wrong_one_says_what_is_wrong(

@@ -62,4 +62,4 @@ def test_only_a_moving_quantile_needs_a_threshold() -> None:
 def test_teacher_is_needed_for_distillation_and_for_scores_of_its_own() -> None:
     needs = {name: objective.needs_teacher for name, objective in PRESETS.items()}
     assert needs == {"sft": False, "sft_kl": True, "masked_mle": False, "uncertainty_aware": True, "random_mask": False}
-    assert given("masked_mle", score="excess").needs_teacher and not given("masked_mle", score="entropy").needs_teacher
+    assert given("masked_mle", score="teacher_nll").needs_teacher and not given("masked_mle", score="entropy").needs_teacher

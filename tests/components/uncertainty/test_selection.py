@@ -1,14 +1,10 @@
 """Laws of selection: the two sides are disjoint and cover the targets, and what is drawn by chance is drawn again the same."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.artifacts import ROOT
 from components.uncertainty.selection import quantile_threshold, random_scores, select_tokens
 
 SCORES = st.lists(st.floats(0, 20, width=32), min_size=1, max_size=60).map(torch.tensor)
@@ -64,10 +60,6 @@ def test_random_scores_are_uniform_differ_by_every_part_of_the_key_and_repeat() 
         assert not torch.equal(scores_N, random_scores(20_000, *other))
 
 
-def test_random_scores_do_not_depend_on_pythons_hash() -> None:
-    script = "from components.uncertainty.selection import random_scores; print(random_scores(3, 7, 11, 13).tolist())"
-    said = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env={"PYTHONHASHSEED": "12345"}, capture_output=True, text=True, check=True
-    )
-    assert said.stdout.strip() == str(random_scores(3, 7, 11, 13).tolist())
+def test_random_scores_are_the_same_on_every_machine_and_in_every_process() -> None:
+    """Python's own hash would do for one process only; pytest starts each with another hash seed."""
     assert random_scores(3, 7, 11, 13).tolist() == pytest.approx([0.426534, 0.900840, 0.102023], abs=1e-6)
