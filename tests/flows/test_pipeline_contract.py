@@ -70,3 +70,13 @@ def test_the_default_params_are_valid() -> None:
 def test_the_example_params_are_valid() -> None:
     for file in sorted((ROOT / "examples").glob("*.yaml")):
         assert load_params(file).data.source == "files"
+
+
+def test_no_parameter_has_a_name_that_dvc_s_run_cache_overlooks() -> None:
+    """DVC leaves out keys that its lock file uses for its own figures: two values of such a parameter would share a result."""
+
+    def keys(value: Any) -> set[str]:
+        return set(value).union(*(keys(part) for part in value.values())) if isinstance(value, dict) else set()
+
+    overlooked = {"size", "nfiles", "isexec", "hash", "md5", "etag", "checksum"}
+    assert not keys(load_params().model_dump()) & overlooked
