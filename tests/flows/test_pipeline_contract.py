@@ -80,3 +80,9 @@ def test_no_parameter_has_a_name_that_dvc_s_run_cache_overlooks() -> None:
 
     overlooked = {"size", "nfiles", "isexec", "hash", "md5", "etag", "checksum"}
     assert not keys(load_params().model_dump()) & overlooked
+
+
+def test_a_registration_stays_on_its_machine_so_that_a_fresh_clone_registers_its_own() -> None:
+    """In git or in DVC's cache the stage would look done where no MLflow store knows the model."""
+    assert STAGES["register_model"]["outs"] == [{"artifacts/registration.json": {"cache": False}}]
+    assert "/artifacts/registration.json" in (ROOT / ".gitignore").read_text().splitlines()
