@@ -119,7 +119,7 @@ def initial_scores(objective: Objective, cache: TeacherCacheReader) -> torch.Ten
 
 def training_arguments(params: TrainingParams, seed: int, device: torch.device, work: Path) -> TrainingArguments:
     """Our few knobs in the Trainer's words. Nothing is reported or saved but by our own callbacks."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=params.num_steps,
         per_device_train_batch_size=params.micro_batch_size,
@@ -143,6 +143,9 @@ def training_arguments(params: TrainingParams, seed: int, device: torch.device, 
         average_tokens_across_devices=True,
         disable_tqdm=not sys.stderr.isatty(),
     )
+    # One process that sees several GPUs would wrap the model in DataParallel and enlarge the step, unasked.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def accumulation_steps(params: TrainingParams, num_processes: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from components.errors import CacheMismatchError, InterruptedStageError, ParamsError, TrainingError
 from components.objectives.presets import PRESETS, Objective
@@ -246,3 +247,5 @@ def test_processes_share_a_step_and_do_not_enlarge_it(monkeypatch: pytest.Monkey
     with pytest.raises(ParamsError, match=r"batch_size 16 is not a multiple of micro_batch_size 16 x 2 processes; lower"):
         accumulation_steps(settings(batch_size=16, micro_batch_size=16), 2)
     assert training_arguments(settings(micro_batch_size=2), 0, CPU, tmp_path).gradient_accumulation_steps == 4
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    assert training_arguments(settings(), 0, CPU, tmp_path)._n_gpu == 1, "one process uses one of the GPUs that it sees"

@@ -119,6 +119,19 @@ def test_a_row_of_its_own_without_a_target_leaves_the_gradient_alone(tmp_path: P
     assert [line["loss"] for line in empty.curve] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("kind", PRESETS)
+def test_an_empty_micro_batch_of_an_empty_step_is_a_zero_with_a_graph(
+    tmp_path: Path, cache: TeacherCacheReader, kind: str
+) -> None:
+    trainer = build_trainer(tmp_path, PRESETS[kind], cache)
+    batch = TeacherCollator(PAD, cache)([ROWS[NO_TARGET]])
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    gradients = [parameter.grad for parameter in trainer.model.parameters()]
+    assert all(gradient is not None and float(gradient.abs().max()) == 0.0 for gradient in gradients)
+
+
 def test_a_student_equal_to_its_teacher_is_not_moved_by_distillation(tmp_path: Path, cache: TeacherCacheReader) -> None:
     """Distillation alone: no token is above a threshold beyond reach."""
     objective = replace(PRESETS["uncertainty_aware"], threshold_nats=1e9)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from components.errors import InterruptedStageError
 from components.objectives.presets import PRESETS, Objective
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.checkpoints import is_sealed
+from components.training.trainer import ObjectiveTrainer
 from tests.components.training.conftest import post_train, record
 from tests.conftest import build_identity, build_model
 
@@ -43,6 +45,9 @@ def main(cache_folder: Path, folder: Path) -> None:
             save_file(steps, folder / f"{kind}.safetensors")
             (folder / f"{kind}.json").write_text(json.dumps(recorded.curve))
 
+    if rank == 1:
+        save = ObjectiveTrainer._save_rng_state
+        ObjectiveTrainer._save_rng_state = lambda *arguments: (time.sleep(0.3), save(*arguments))  # the seal must wait for it
     model, passes = build_model(), []
 
     def tell(*_: Any) -> None:
