@@ -80,23 +80,82 @@ class DataParams(Section):
 class TeacherCacheParams(Section):
     num_entries: Annotated[int, Field(ge=1, le=1024)] = 16
     temperature: Annotated[float, Field(gt=0.0, le=20.0)] = 1.0
+    positions: Literal["targets", "all"] = "targets"
+    """`all` also keeps the laws at prompt positions, which `prompt_tokens: distil_only` needs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: Count = 8192
     shard_tokens: Count = 4_000_000
 
 
-class ObjectiveParams(Section):
-    """One column of the grid: a preset and the knobs that differ from it (None keeps the preset's own value)."""
+class TokenScoresParams(Section):
+    """Scores of training tokens that need other models: a reference's loss, an ensemble's disagreement, or your own column.
 
-    preset: Literal["sft", "sft_kl", "masked_mle", "uncertainty_aware", "random_mask"]
+    `cross_fit`: `num_members` students, each trained with plain fine-tuning on a random half of the rows; a token is scored by
+    the members that have not seen its row. `local`: one model folder is the reference.
+    """
+
+    reference: Literal["none", "cross_fit", "local"] = "none"
+    reference_path: str | None = None
+    num_members: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    num_steps: Count = 150
+    columns_path: str | None = None
+    """A .jsonl file: {"fingerprint": <of the row>, "<column>": [one number per target token]}."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _local_has_a_path(self) -> Self:
+        if (self.reference == "local") != (self.reference_path is not None):
+            raise ValueError("reference 'local' and reference_path go together; give both or neither")
+        return self
+
+
+class ObjectiveParams(Section):
+    """One column of the grid: a preset and the knobs that differ from it (None keeps the preset's own value).
+
+    What the knobs mean is in components/objectives/objective.py; combinations are checked by components/objectives/resolve.py.
+    """
+
+    preset: Literal[
+        "sft",
+        "sft_kl",
+        "masked_mle",
+        "uncertainty_aware",
+        "uncertainty_aware_static",
+        "excess_aware",
+        "stm",
+        "random_mask",
+        "dft",
+        "eaft",
+    ]
     select: Literal["high", "low", "random"] | None = None
-    score: Literal["student_nll", "teacher_nll", "entropy"] | None = None
+    score: (
+        Literal[
+            "student_nll",
+            "teacher_nll",
+            "excess",
+            "teacher_excess",
+            "probability_gain",
+            "entropy",
+            "mutual_information",
+            "column",
+        ]
+        | None
+    ) = None
+    column: CellName | None = None
     keep: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    threshold_nats: Weight | None = None
-    scope: Literal["step_lagged", "micro_batch"] | None = None
+    threshold_nats: float | None = None
+    threshold_value: float | None = None
+    scope: Literal["step_lagged", "micro_batch", "sequence", "dataset"] | None = None
+    token_weight: Literal["none", "probability", "entropy"] | None = None
     distil_on: Literal["rest", "all", "selected", "none"] | None = None
     distil_weight: Weight | None = None
+    distil_weight_final: Weight | None = None
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew"] | None = None
+    teacher: Literal["cache", "online"] | None = None
     temperature: Annotated[float, Field(gt=0.0, le=20.0)] | None = None
+    normalizer: Literal["target_tokens", "selected_tokens"] | None = None
+    prompt_tokens: Literal["ignore", "distil_only"] | None = None
+    protect: tuple[Literal["end_of_turn", "format", "digit", "first"], ...] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -106,6 +165,23 @@ class LoraParams(Section):
     alpha: Annotated[float, Field(gt=0.0)] = 16.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class EarlyStoppingParams(Section):
+    """Stop when the validation nll has not fallen by `min_delta_nats` for `patience` looks; the best weights are kept."""
+
+    enabled: bool = False
+    every_steps: Count = 50
+    patience: Count = 3
+    min_delta_nats: Weight = 0.0
+
+
+class ProbeParams(Section):
+    """What is looked at during training, on a few training rows: scores against the truth, the mask, tokens for the heat map."""
+
+    every_steps: Count = 50
+    num_rows: Count = 48
+    num_examples: Annotated[int, Field(ge=0)] = 3
 
 
 class TrainingParams(Section):
@@ -119,6 +195,9 @@ class TrainingParams(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     save_every_steps: Count = 100
     log_every_steps: Count = 10
+    packing: bool = False
+    """Rows of a micro-batch in one sequence, without padding; positions restart and attention stays within each row."""
+    early_stopping: EarlyStoppingParams = EarlyStoppingParams()
     lora: LoraParams = LoraParams()
 
     @model_validator(mode="after")
@@ -161,8 +240,10 @@ class Params(Section):
     base_model: BaseModelParams
     data: DataParams
     teacher_cache: TeacherCacheParams
+    token_scores: TokenScoresParams
     objective: dict[CellName, ObjectiveParams]
     training: TrainingParams
+    probe: ProbeParams
     evaluation: EvaluationParams
     comparison: ComparisonParams
     registration: RegistrationParams
@@ -179,12 +260,6 @@ class Params(Section):
             raise ValueError("presets and seeds must not repeat an entry")
         if self.registration.candidate not in self.presets:
             raise ValueError(f"registration.candidate {self.registration.candidate!r} is not one of presets {list(self.presets)}")
-        for name, objective in self.objective.items():
-            if objective.temperature is not None and objective.temperature != self.teacher_cache.temperature:
-                raise ValueError(
-                    f"objective.{name}.temperature {objective.temperature} differs from teacher_cache.temperature "
-                    f"{self.teacher_cache.temperature}: a cache holds one temperature"
-                )
         if self.data.source == "embedded" and self.base_model.source != "embedded":
             raise ValueError(
                 "data.source 'embedded' is the language of the embedded base; with your own model set data.source: files"

@@ -39,3 +39,14 @@ def kl_divergence(logprobs_p_NV: Tensor, logprobs_q_NV: Tensor) -> Tensor:
     p_NV = logprobs_p_NV.exp()
     gap_NV = torch.where(p_NV > 0, logprobs_p_NV - logprobs_q_NV, torch.zeros_like(p_NV))
     return (p_NV * gap_NV).sum(1)
+
+
+def top_entropy(logprobs_NV: Tensor, num_entries: int) -> Tensor:
+    """Entropy of the most likely tokens alone, renormalised, [N]; at most log(num_entries)."""
+    top_NK = logprobs_NV.topk(min(num_entries, logprobs_NV.shape[1]), dim=1).values
+    return token_entropy(top_NK.log_softmax(1))
+
+
+def probability_gain(reference_nll_N: Tensor, teacher_nll_N: Tensor) -> Tensor:
+    """How much more probability a reference gives the realised token than the teacher does, [N] in [-1, 1]."""
+    return (-reference_nll_N).exp() - (-teacher_nll_N).exp()

@@ -1,0 +1,164 @@
+"""From params.yaml to an objective: the preset's knobs with the given ones on top; what could have no effect is refused.
+
+Refused, never ignored in silence: a knob without effect, and a combination that cannot be computed; both with the reason.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from components.errors import ParamsError
+from components.objectives.objective import REFERENCE_SCORES, SCORES_NOT_IN_NATS, STATIC_SCORES, Objective
+from components.objectives.presets import PRESETS
+from components.params import ObjectiveParams, Params, TeacherCacheParams, TokenScoresParams
+
+SELECTION_KNOBS = (
+    "select",
+    "score",
+    "column",
+    "keep",
+    "threshold_nats",
+    "threshold_value",
+    "scope",
+    "protect",
+    "warmup_steps",
+)
+DISTILLATION_KNOBS = ("distil_weight", "distil_weight_final", "temperature", "divergence", "teacher")
+
+
+def resolve(name: str, params: ObjectiveParams) -> Objective:
+    """The objective of one column of the grid; raises ParamsError that names the knob and the reason."""
+    preset = PRESETS[params.preset]
+    given: dict[str, Any] = {knob: value for knob, value in params.model_dump(exclude={"preset"}).items() if value is not None}
+    cell = _Cell(name, params.preset, given)
+    if preset.select == "all":
+        cell.refuse(SELECTION_KNOBS, "it selects every target token")
+    if "select" in given and given["select"] == "random":  # the preset's score and threshold belong to its own selection
+        given = {"scope": "step_lagged", "threshold_nats": None, **given}
+    objective = replace(preset, **_replacing_thresholds(preset, given))
+    _refuse_selection(cell, objective)
+    _refuse_distillation(cell, objective)
+    return objective
+
+
+def resolve_all(params: Params) -> dict[str, Objective]:
+    """Every entry of `objective`, checked against what the other sections give it."""
+    objectives = {name: resolve(name, section) for name, section in params.objective.items()}
+    for name, objective in objectives.items():
+        _refuse_missing_scores(name, objective, params.token_scores)
+        _refuse_cache(name, objective, params.teacher_cache)
+    return objectives
+
+
+def warnings_of(objective: Objective) -> list[str]:
+    """What is allowed, computed and probably not wanted."""
+    found = []
+    if objective.is_static and objective.distil_on == "none" and objective.select == "high":
+        found.append(
+            "a static mask without distillation: the unselected tokens are never trained, so the most likely of them is driven to "
+            "probability 0 (docs/objective.md). Set distil_on: rest, or a score of the student"
+        )
+    if objective.scores and objective.score == "student_nll" and objective.select == "high" and objective.threshold is not None:
+        found.append(
+            f"an absolute threshold on the student's own loss pins unlearned tokens near probability "
+            f"exp(-{objective.threshold:g}): they leave the mask there"
+        )
+    return found
+
+
+class _Cell:
+    """Names the place in every message."""
+
+    def __init__(self, name: str, preset: str, given: dict[str, Any]) -> None:
+        self.name, self.preset, self.given = name, preset, given
+
+    def refuse(self, knobs: tuple[str, ...], reason: str) -> None:
+        for knob in knobs:
+            if knob in self.given:
+                raise ParamsError(
+                    f"params.yaml: objective.{self.name}.{knob}: no effect with preset {self.preset} ({reason}); remove the key"
+                )
+
+    def fault(self, knob: str, reason: str) -> ParamsError:
+        return ParamsError(f"params.yaml: objective.{self.name}.{knob}: {reason}")
+
+
+def _replacing_thresholds(preset: Objective, given: dict[str, Any]) -> dict[str, Any]:
+    """`keep` and the two thresholds are one choice: the given one replaces the preset's."""
+    replaced = {
+        knob: None for knob in ("threshold_nats", "threshold_value") if {"keep", "threshold_nats", "threshold_value"} & set(given)
+    }
+    return {**replaced, **given}
+
+
+def _refuse_selection(cell: _Cell, objective: Objective) -> None:
+    if objective.select == "random":
+        cell.refuse(("score", "column", "threshold_nats", "threshold_value", "scope"), "random selection has no score")
+    if "threshold_nats" in cell.given and "threshold_value" in cell.given:
+        raise cell.fault("threshold_nats", "threshold_nats and threshold_value exclude each other; remove one")
+    for knob in ("threshold_nats", "threshold_value"):
+        if knob in cell.given and "keep" in cell.given:
+            raise cell.fault(knob, f"keep and {knob} exclude each other; remove one")
+    if not objective.scores:
+        return
+    if objective.threshold is not None:
+        cell.refuse(("scope",), "an absolute threshold is the same for every step, micro-batch and sequence")
+    if objective.threshold_nats is not None and objective.score in SCORES_NOT_IN_NATS:
+        raise cell.fault("threshold_nats", f"score {objective.score} is not in nats; give threshold_value, in its own unit")
+    if objective.threshold_value is not None and objective.score not in SCORES_NOT_IN_NATS:
+        raise cell.fault("threshold_value", f"score {objective.score} is in nats; give threshold_nats")
+    if objective.scope == "dataset" and objective.threshold is None and objective.score not in STATIC_SCORES:
+        raise cell.fault(
+            "scope",
+            f"'dataset' needs a score that does not move ({', '.join(STATIC_SCORES)}); {objective.score} follows the student",
+        )
+    if (objective.column is None) == (objective.score == "column"):
+        raise cell.fault("column", "score: column and the column's name go together; give both or neither")
+    if objective.token_weight == "entropy" and objective.score == "entropy":
+        raise cell.fault(
+            "token_weight", "'entropy' weighs by another entropy (of the top 20) than score: entropy selects by; use one"
+        )
+
+
+def _refuse_distillation(cell: _Cell, objective: Objective) -> None:
+    if objective.distil_on == "none" and objective.prompt_tokens == "ignore":
+        cell.refuse(DISTILLATION_KNOBS, "distil_on is none")
+    if objective.largest_distil_weight == 0:
+        cell.refuse(("temperature", "divergence", "teacher", "prompt_tokens"), "distil_weight is 0")
+    if objective.distil_on == "rest" and objective.select == "all":
+        raise cell.fault("distil_on", "'rest' is empty when every token is selected; use all")
+    if objective.distils and objective.divergence != "forward_kl" and objective.teacher == "cache":
+        raise cell.fault(
+            "divergence",
+            f"{objective.divergence} needs the teacher's full law, the cache holds its top entries and one tail; "
+            "set teacher: online (one more forward pass a step) or divergence: forward_kl",
+        )
+
+
+def _refuse_missing_scores(name: str, objective: Objective, scores: TokenScoresParams) -> None:
+    place = f"params.yaml: objective.{name}.score {objective.score}"
+    if not objective.scores:
+        return
+    if objective.score in REFERENCE_SCORES and scores.reference == "none":
+        raise ParamsError(
+            f"{place} needs a reference model; set token_scores.reference: cross_fit (or local, with reference_path)"
+        )
+    if objective.score == "mutual_information" and scores.reference != "cross_fit":
+        raise ParamsError(f"{place} needs an ensemble; set token_scores.reference: cross_fit")
+    if objective.score == "column" and scores.columns_path is None:
+        raise ParamsError(f"{place} needs token_scores.columns_path, the file that holds column {objective.column!r}")
+
+
+def _refuse_cache(name: str, objective: Objective, cache: TeacherCacheParams) -> None:
+    place = f"params.yaml: objective.{name}"
+    if not objective.distils or objective.teacher == "online":
+        return
+    if objective.temperature != cache.temperature:
+        raise ParamsError(
+            f"{place}.temperature {objective.temperature} differs from teacher_cache.temperature {cache.temperature}: "
+            "a cache holds one temperature"
+        )
+    if objective.prompt_tokens == "distil_only" and cache.positions != "all":
+        raise ParamsError(
+            f"{place}.prompt_tokens: distil_only needs the teacher's laws at prompt positions, which the cache leaves out; "
+            "set teacher_cache.positions: all, or teacher: online"
+        )
