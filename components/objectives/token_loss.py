@@ -20,7 +20,7 @@ from components.uncertainty.scores import token_entropy, top_entropy
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """`loss_sum` carries the graph; per token [N], detached: nll and divergence in nats, entropy where asked for, both weights."""
+    """`loss_sum` carries the graph; per token [N], detached: nll and divergence in nats, entropy if asked for, both weights."""
 
     loss_sum: Tensor
     nll_N: Tensor
@@ -75,7 +75,7 @@ def entropy_of(objective: Objective, logits_NV: Tensor) -> Tensor | None:
 
 
 def distillation_loss(objective: Objective, logits_NV: Tensor, teacher: TeacherTargets | Tensor) -> Tensor:
-    """T^2 * D(teacher || student), [N]. The factor keeps the gradient's size when the temperature changes (Hinton et al. 2015)."""
+    """T^2 * D(teacher, student), [N]. The factor keeps the gradient's size when the temperature changes (Hinton et al. 2015)."""
     if isinstance(teacher, TeacherTargets):
         return sparse_kl(logits_NV, teacher, objective.temperature)
     teacher_NV, student_NV = ((logits / objective.temperature).log_softmax(1) for logits in (teacher, logits_NV))

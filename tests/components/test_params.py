@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from components.errors import ParamsError
-from components.objectives.presets import resolve
+from components.objectives.resolve import resolve
 from components.params import PARAMS_FILE, Params, load_params
 
 

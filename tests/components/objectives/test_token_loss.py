@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.objectives.presets import PRESETS, Objective
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
 from components.objectives.sparse_target import TeacherTargets
 from components.objectives.token_loss import objective_terms, selection_mask, token_scores
 from components.teacher_cache.capture import capture_tokens

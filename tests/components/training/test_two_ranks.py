@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from components.artifacts import ROOT
 from components.errors import InterruptedStageError
-from components.objectives.presets import PRESETS, Objective
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.checkpoints import is_sealed
 from components.training.trainer import ObjectiveTrainer
