@@ -23,6 +23,15 @@ def token_entropy(logprobs_NV: Tensor) -> Tensor:
     return -(logprobs_NV.exp() * logprobs_NV.clamp(min=SMALLEST_LOGPROB)).sum(-1)
 
 
+def top_entropy(logprobs_NV: Tensor, num_entries: int) -> Tensor:
+    """Entropy of the law renormalised over its `num_entries` most likely tokens, [N]: at most log(num_entries).
+
+    Raw logits give the same, since the renormalisation undoes any constant.
+    """
+    top_NK = logprobs_NV.topk(min(num_entries, logprobs_NV.shape[1]), dim=1, sorted=False).values
+    return token_entropy(top_NK.log_softmax(1))
+
+
 def excess_loss(student_nll_N: Tensor, reference_nll_N: Tensor) -> Tensor:
     """Loss above a reference model's, [N]: what is learnable, if the reference knows the noise (Mindermann et al. 2022)."""
     return student_nll_N - reference_nll_N
