@@ -12,7 +12,7 @@ it to bf16 chunk by chunk drifts.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,8 @@ def _fused_head(hidden_NH: Tensor, head: Head, spec: LossSpec, chunk_bytes: int 
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden_NH, head.weight_VH, head.bias_V)
     )
-    outputs: tuple[Tensor, ...] = _FusedHead.apply(hidden_NH, head.weight_VH, head.bias_V, head, spec, wants, chunk_bytes)
+    apply: Any = _FusedHead.apply
+    outputs: tuple[Tensor, ...] = apply(hidden_NH, head.weight_VH, head.bias_V, head, spec, wants, chunk_bytes)
     return outputs
 
 
@@ -108,7 +109,9 @@ class _FusedHead(torch.autograd.Function):
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            cast = Head(*(_cast(tensor, dtype) for tensor in (weight_VH, bias_V)), head.softcap, head.scale, head.num_valid)  # type: ignore[arg-type]
+            cast = replace(
+                head, weight_VH=weight_VH.detach().to(dtype), bias_V=None if bias_V is None else bias_V.detach().to(dtype)
+            )
             gradients = HeadGradients.allocate(hidden_NH, cast, wants)
             columns = _all_chunks(hidden_NH.to(dtype), cast, spec, gradients, chunk_bytes)
         rows = RowLoss(*columns)
@@ -119,14 +122,10 @@ class _FusedHead(torch.autograd.Function):
         return (loss_sum, *columns)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         scaled = [None, None, None] if grad_loss is None else [scale_stored(stored, grad_loss) for stored in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype)
 
 
 def _all_chunks(

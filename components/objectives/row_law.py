@@ -58,7 +58,8 @@ def law_entropy(law: RowLaw) -> Tensor:
     """Entropy of the whole law, [C]: that of the buckets, plus that within the tail. Only sums of terms >= 0."""
     within_tail_C = torch.special.entr(law.within_tail_CV).sum(1)
     bucket_probs_CB = law.bucket_logprobs_CB.exp()
-    return bucket_probs_CB[:, -1] * within_tail_C - (bucket_probs_CB * law.bucket_logprobs_CB).sum(1)
+    entropy_C: Tensor = bucket_probs_CB[:, -1] * within_tail_C - (bucket_probs_CB * law.bucket_logprobs_CB).sum(1)
+    return entropy_C
 
 
 def bucket_kl(teacher_logprobs_CB: Tensor, law: RowLaw) -> Tensor:
