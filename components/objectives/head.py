@@ -61,13 +61,14 @@ def rows_per_chunk(num_columns: int, itemsize: int, device: torch.device, chunk_
     row_bytes = max(1, num_columns * itemsize)
     if chunk_bytes is not None:
         return max(1, chunk_bytes // row_bytes)
-    rows = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // row_bytes
-    least = ROWS_MULTIPLE if device.type == "cpu" else LEAST_ROWS_CUDA
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    rows = CHUNK_BYTES[kind] // row_bytes
+    least = ROWS_MULTIPLE if kind == "cpu" else LEAST_ROWS_CUDA
     return max(least, rows // ROWS_MULTIPLE * ROWS_MULTIPLE)
 
 
 def rows_per_block(num_columns: int, itemsize: int, device: torch.device) -> int:
-    return max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // max(1, num_columns * itemsize))
+    return max(1, BLOCK_BYTES["cpu" if device.type == "cpu" else "cuda"] // max(1, num_columns * itemsize))
 
 
 def slices(start: int, stop: int, size: int) -> list[slice]:
