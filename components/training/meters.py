@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.objectives.token_loss import TokenTerms
+from components.objectives.fused_head import FusedLoss
 
 SUMS = ("loss", "nll", "selected_nll", "distillation_kl", "selected", "mle_weight", "distilled", "targets")
 MEANS = SUMS[:-1]
@@ -19,14 +19,14 @@ class StepMeters:
         self._threshold: float | None = None
         self._per_selected_token = per_selected_token
 
-    def add(self, terms: TokenTerms, is_target_N: Tensor, threshold: float | None) -> None:
+    def add(self, terms: FusedLoss, is_target_N: Tensor, threshold: float | None) -> None:
         is_selected_N = terms.mle_weight_N > 0
         is_distilled_N = terms.distil_weight_N > 0
         parts = (
             terms.loss_sum.detach(),
             terms.nll_N.sum(),
             (terms.mle_weight_N * terms.nll_N).sum(),
-            terms.divergence_N[is_distilled_N].sum(),
+            terms.kl_N[is_distilled_N].sum(),
             is_selected_N.sum(),
             terms.mle_weight_N.sum(),
             is_distilled_N.sum(),

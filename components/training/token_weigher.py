@@ -5,8 +5,10 @@ Shapes: N predicted tokens of the micro-batch, C of them in a chunk.
 
 from torch import Tensor
 
+from components.objectives.fused_head import HeadStatistics
 from components.objectives.objective import Objective
-from components.objectives.weights import Threshold, TokenFacts, TokenWeights, token_scores, weigh
+from components.objectives.row_loss import TokenChunk
+from components.objectives.weights import Threshold, TokenFacts, token_scores, weigh
 from components.training.threshold import ScoreThreshold
 
 
@@ -28,12 +30,15 @@ class TokenWeigher:
         """The threshold is a quantile of this very micro-batch: `see_all` must come before the first chunk."""
         return self._selects and self._threshold.is_local
 
-    def see_all(self, nll_N: Tensor, entropy_N: Tensor | None) -> None:
+    def see_all(self, statistics: HeadStatistics) -> None:
         """The student's nll and entropy on the whole micro-batch, from a pass without gradient."""
-        self._local = self._threshold.local(token_scores(self.objective, nll_N, entropy_N, self.facts), self.facts)
+        scores_N = token_scores(self.objective, statistics.nll_N, statistics.entropy_N, self.facts)
+        self._local = self._threshold.local(scores_N, self.facts)
 
-    def weigh(self, nll_C: Tensor, entropy_C: Tensor | None, rows: slice) -> TokenWeights:
-        return weigh(self.objective, nll_C, entropy_C, self.facts.at(rows), self._threshold_of(rows), self._distil_weight)
+    def __call__(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        facts, threshold = self.facts.at(chunk.rows), self._threshold_of(chunk.rows)
+        weights = weigh(self.objective, chunk.nll_C, chunk.entropy_C, facts, threshold, self._distil_weight)
+        return weights.mle_N, weights.distil_N
 
     def _threshold_of(self, rows: slice) -> Threshold:
         if not self._selects:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from components.errors import TrainingError
+from components.objectives.fused_head import FusedLoss
 from components.objectives.objective import Objective
-from components.objectives.token_loss import TokenTerms
 from components.objectives.weights import TokenFacts
 from components.training.columns import StepColumns, take_columns
 from components.training.meters import StepMeters
@@ -139,11 +139,11 @@ class ObjectiveTrainer(Trainer):
         gathered_N: Tensor = self.accelerator.gather(padded_N)
         return gathered_N[~gathered_N.isnan()]
 
-    def _refuse_non_finite(self, terms: TokenTerms, layout: TokenLayout, inputs: dict[str, Tensor], labels_BT: Tensor) -> None:
+    def _refuse_non_finite(self, terms: FusedLoss, layout: TokenLayout, inputs: dict[str, Tensor], labels_BT: Tensor) -> None:
         """Raised before the step is taken: no weight has seen this loss, and the last checkpoint stays good."""
         if torch.isfinite(terms.loss_sum):
             return
-        token = int((~torch.isfinite(terms.nll_N + terms.divergence_N)).int().argmax())
+        token = int((~torch.isfinite(terms.nll_N + terms.kl_N)).int().argmax())
         names = fingerprints_of(inputs, labels_BT)
         raise TrainingError(
             f"the loss is {float(terms.loss_sum.detach())} at step {self.state.global_step} (first in row "

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from components.objectives.divergences import divergence
+from components.objectives.fused_head import FusedLoss
+from components.objectives.head import Head
 from components.objectives.objective import Objective
 from components.objectives.presets import PRESETS
+from components.objectives.row_loss import DenseTeacher
 from components.objectives.sparse_target import TeacherTargets
-from components.objectives.token_loss import TokenTerms, token_terms
+from components.objectives.token_loss import Teacher, token_terms
 from components.objectives.weights import TokenFacts, select, sequence_thresholds, token_scores, weigh
 from components.teacher_cache.capture import capture_tokens
 from components.uncertainty.scores import token_entropy
@@ -30,6 +33,11 @@ def teacher(seed: int = 0, temperature: float = 1.0, labels: Tensor = LABELS) ->
     return TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
 
 
+def full(seed: int) -> DenseTeacher:
+    """A teacher whose hidden states are its logits."""
+    return DenseTeacher(logits(seed), Head(torch.eye(V)))
+
+
 def facts(num_tokens: int = N) -> TokenFacts:
     return TokenFacts(
         is_target_N=torch.ones(num_tokens, dtype=torch.bool),
@@ -41,7 +49,7 @@ def facts(num_tokens: int = N) -> TokenFacts:
     )
 
 
-def terms_of(objective: Objective, student: Tensor, held: TeacherTargets | Tensor | None = None) -> TokenTerms:
+def terms_of(objective: Objective, student: Tensor, held: Teacher = None) -> FusedLoss:
     """Terms with the quantile of these very tokens as threshold."""
     nll_N = torch.nn.functional.cross_entropy(student.detach(), LABELS, reduction="none")
     threshold = objective.threshold
@@ -51,7 +59,7 @@ def terms_of(objective: Objective, student: Tensor, held: TeacherTargets | Tenso
     return token_terms(objective, student, LABELS, teacher() if held is None else held, facts(), threshold)
 
 
-def gradient(terms: TokenTerms, student: Tensor) -> Tensor:
+def gradient(terms: FusedLoss, student: Tensor) -> Tensor:
     return torch.autograd.grad(terms.loss_sum, student, retain_graph=True)[0]
 
 
@@ -146,7 +154,7 @@ def test_weights_and_scores_carry_no_graph() -> None:
     student = logits(1).requires_grad_()
     for name in PRESETS:
         terms = terms_of(PRESETS[name], student)
-        held = (terms.mle_weight_N, terms.distil_weight_N, terms.nll_N, terms.divergence_N)
+        held = (terms.mle_weight_N, terms.distil_weight_N, terms.nll_N, terms.kl_N)
         assert terms.loss_sum.requires_grad and not any(tensor.requires_grad for tensor in held), name
 
 
@@ -211,8 +219,8 @@ def test_divergences_are_those_of_their_formulas() -> None:
 def test_a_teacher_with_every_entry_is_the_full_teacher() -> None:
     kept = capture_tokens(logits(0), LABELS, V, 1.0)
     whole = TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
-    sparse, dense = (terms_of(PRESETS["sft_kl"], logits(1), held) for held in (whole, logits(0)))
-    torch.testing.assert_close(sparse.divergence_N, dense.divergence_N, rtol=2e-3, atol=2e-3)
+    sparse, dense = (terms_of(PRESETS["sft_kl"], logits(1), held) for held in (whole, full(0)))
+    torch.testing.assert_close(sparse.kl_N, dense.kl_N, rtol=2e-3, atol=2e-3)
 
 
 def test_the_temperature_s_square_keeps_the_gradient_s_size() -> None:
