@@ -97,7 +97,7 @@ class TokenScoresParams(Section):
     reference: Literal["none", "cross_fit", "local"] = "none"
     reference_path: str | None = None
     num_members: Annotated[int, Field(ge=2, multiple_of=2)] = 4
-    num_steps: Count = 150
+    num_steps: Count = 100
     columns_path: str | None = None
     """A .jsonl file: {"fingerprint": <of the row>, "<column>": [one number per target token]}."""
     seed: int = 0
@@ -122,6 +122,7 @@ class ObjectiveParams(Section):
         "uncertainty_aware",
         "uncertainty_aware_static",
         "excess_aware",
+        "gain_aware",
         "stm",
         "random_mask",
         "dft",

@@ -110,6 +110,7 @@ def share_of_top_entropy(law_and_label: Tensor) -> float:
 
 
 EXCESS = [student - float(reference) for student, reference in zip(student_nlls(), REFERENCE_NLL, strict=True)]
+GAIN = [math.exp(-float(reference)) - math.exp(-base) for reference, base in zip(REFERENCE_NLL, base_nlls(), strict=True)]
 LITERAL: dict[str, Callable[[Tensor], Tensor]] = {
     "sft": masked([True] * N, distil=False),
     "sft_kl": lambda student: torch.stack([nll(student, t) + pull(student, t) for t in range(N)]).sum(),
@@ -117,6 +118,7 @@ LITERAL: dict[str, Callable[[Tensor], Tensor]] = {
     "uncertainty_aware": masked(top_half(student_nlls()), distil=True),
     "uncertainty_aware_static": masked(top_half(base_nlls()), distil=True),
     "excess_aware": masked(top_half(EXCESS), distil=True),
+    "gain_aware": masked([gain >= 0.1 for gain in GAIN], distil=True),
     "stm": masked([math.exp(value) <= 2.5 for value in base_nlls()], distil=False),
     "random_mask": masked([bool(value < 0.5) for value in RANDOM], distil=False),
     "dft": weighted(own_probability),
@@ -144,7 +146,7 @@ def test_a_preset_equals_the_literal_reference_of_its_source_in_value_and_gradie
 
 def test_the_masks_of_the_references_are_neither_empty_nor_full() -> None:
     """Otherwise the comparison above could not fail."""
-    for name in ("masked_mle", "uncertainty_aware_static", "excess_aware", "stm", "random_mask"):
+    for name in ("masked_mle", "uncertainty_aware_static", "excess_aware", "gain_aware", "stm", "random_mask"):
         terms = token_terms(PRESETS[name], STUDENT, LABELS, teacher(), facts(), threshold_of(PRESETS[name]))
         assert 0 < int((terms.mle_weight_N > 0).sum()) < N, name
 

@@ -88,7 +88,8 @@ TARGETS_ONLY: dict[str, Any] = {"teacher_cache": {"positions": "targets"}}
 
 def whole(cell: dict[str, Any], **sections: Any) -> Params:
     raw = load_params().model_dump()
-    raw["objective"]["cell"] = cell
+    raw |= {"objective": {"cell": cell}, "presets": ["cell"]}
+    raw["registration"]["candidate"] = "cell"
     return Params.model_validate({**raw, **{name: {**raw[name], **value} for name, value in sections.items()}})
 
 
@@ -131,7 +132,7 @@ def test_only_a_moving_quantile_needs_a_threshold() -> None:
 
 def test_teacher_is_needed_for_distillation_and_for_scores_of_its_own() -> None:
     needs = {name for name, objective in PRESETS.items() if objective.needs_teacher}
-    assert needs == {"sft_kl", "uncertainty_aware", "uncertainty_aware_static", "excess_aware", "stm"}
+    assert needs == {"sft_kl", "uncertainty_aware", "uncertainty_aware_static", "excess_aware", "gain_aware", "stm"}
     assert given("masked_mle", score="teacher_nll").needs_teacher and not given("masked_mle", score="entropy").needs_teacher
     assert not given("sft_kl", teacher="online").needs_teacher
 

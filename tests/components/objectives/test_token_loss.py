@@ -227,9 +227,8 @@ def test_the_temperature_s_square_keeps_the_gradient_s_size() -> None:
     student = logits(1).requires_grad_()
     sizes = []
     for temperature in (1.0, 50.0):
-        terms = terms_of(
-            replace(PRESETS["sft_kl"], select="low", threshold_nats=-1.0, temperature=temperature), student, logits(0)
-        )
+        objective = replace(PRESETS["sft_kl"], select="low", threshold_nats=-1.0, temperature=temperature)
+        terms = terms_of(objective, student, full(0))
         assert float(terms.mle_weight_N.sum()) == 0.0
         sizes.append(float(gradient(terms, student).norm()))
     assert 0.5 < sizes[1] / sizes[0] < 2

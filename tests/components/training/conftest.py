@@ -144,8 +144,8 @@ def leave(folder: Path, result: PostTrainingResult) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCacheReader:
-    return build_cache(tmp_path_factory.mktemp("cache"), build_model(), ROWS)
+    return build_cache(tmp_path_factory.mktemp("cache"), build_model(), ROWS, positions="all")
 
 
 def reopen(cache: TeacherCacheReader) -> TeacherCacheReader:
-    return TeacherCacheReader(cache._folder, build_identity())
+    return TeacherCacheReader(cache._folder, build_identity(positions="all"))

@@ -34,7 +34,7 @@ KINDS: dict[str, Objective] = {
     "per_selected": replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
     "protected": replace(PRESETS["uncertainty_aware"], keep=0.2, protect=("digit", "end_of_turn")),
     "scheduled": replace(PRESETS["sft_kl"], distil_weight=2.0, distil_weight_final=0.5),
-    "online": replace(PRESETS["uncertainty_aware"], teacher="online", divergence="jsd", temperature=2.0),
+    "online": replace(PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
     "per_row": replace(PRESETS["uncertainty_aware"], scope="sequence"),
     "entropy_low": replace(PRESETS["uncertainty_aware"], score="entropy", select="low"),
     "absolute": replace(PRESETS["masked_mle"], threshold_nats=3.0),
@@ -77,16 +77,17 @@ def first_step_by_hand(objective: Objective, cache: TeacherCacheReader) -> dict[
     total: Tensor = torch.zeros(())
     num_targets = 0
     for row in rows:
-        batch = TeacherCollator(PAD, cache, scores=SCORES, columns=objective.columns)([row])
+        with_prompt = objective.prompt_tokens == "distil_only"
+        batch = TeacherCollator(PAD, cache, scores=SCORES, columns=objective.columns, with_prompt=with_prompt)([row])
         columns = take_columns(batch)
-        layout = layout_of(batch, batch["labels"], with_prompt=False)
+        layout = layout_of(batch, batch["labels"], with_prompt)
         logits_NV = predicted_logits(model, {"input_ids": batch["input_ids"]}, layout.predicts_BT)
         assert columns.teacher is not None
         facts = TokenFacts(
             layout.is_target_N, layout.row_N, teacher_logprob_N=columns.teacher.label_logprob_N, columns=columns.scores
         )
         total = total + token_terms(objective, logits_NV, layout.labels_N, columns.teacher, facts, threshold).loss_sum
-        num_targets += len(layout.labels_N)
+        num_targets += int(layout.is_target_N.sum())
     (total / num_targets).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 

@@ -37,7 +37,7 @@ def main(cache_folder: Path, folder: Path) -> None:
     """What each rank does: every kind of objective, then one run that only the second rank is told to stop, and its resume."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    cache = TeacherCacheReader(cache_folder, build_identity())
+    cache = TeacherCacheReader(cache_folder, build_identity(positions="all"))
     for kind, objective in KINDS.items():
         recorded = record(folder / kind, objective, cache, micro_batch_size=2)
         assert torch.distributed.get_world_size() == 2, "both ranks would believe they are alone"
