@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from components.params import Params, load_params
+from components.token_scores.identity import MEMBER_KNOBS
 from infra.sync_dvc_deps import DVC_YAML, ROOT, code_dependencies, flow_of
 
 PIPELINE: dict[str, Any] = yaml.safe_load(DVC_YAML.read_text())
@@ -32,12 +33,15 @@ def test_params_are_exactly_the_flow_s_keyword_arguments(name: str) -> None:
     assert {str(param).partition(".")[0] for param in STAGES[name]["params"]} == keywords
 
 
-def test_the_seven_stages_are_the_seven_flows() -> None:
-    assert (
-        sorted(["prepare_base", "prepare_data", "cache_teacher", "post_train", "evaluate_ood", "compare", "register_model"])
-        == STAGE_FLOWS
-    )
+def test_the_eight_stages_are_the_eight_flows() -> None:
+    preparing = ["prepare_base", "prepare_data", "cache_teacher", "score_tokens"]
+    assert sorted([*preparing, "post_train", "evaluate_ood", "compare", "register_model"]) == STAGE_FLOWS
     assert set(STAGES) - set(STAGE_FLOWS) == {"evaluate_base"}, "the base is evaluated by the same flow under a name of its own"
+
+
+def test_score_tokens_depends_on_the_training_settings_that_its_members_share_and_on_no_other() -> None:
+    declared = [str(param) for param in STAGES["score_tokens"]["params"]]
+    assert [param for param in declared if param.startswith("training")] == [f"training.{knob}" for knob in MEMBER_KNOBS]
 
 
 def test_every_section_of_params_yaml_is_taken_by_some_stage() -> None:
