@@ -64,7 +64,7 @@ class Moment:
 
 def facts_of(rows: Sequence[ProbeRow]) -> TokenFacts:
     """The facts of all targets; the teacher's logprob and each column only where every row has them."""
-    counts = torch.tensor([count_scored(row) for row in rows])
+    counts = torch.tensor([count_scored(row) for row in rows], dtype=torch.long)
     teacher = [row.teacher_logprob_N for row in rows if row.teacher_logprob_N is not None]
     names = set.intersection(*(set(row.columns) for row in rows)) if rows else set()
     return TokenFacts(

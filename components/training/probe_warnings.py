@@ -60,36 +60,38 @@ def _follows_noise(objective: Objective, name: str, steps: Sequence[dict[str, An
     }
 
 
-def has_collapsed(objective: Objective, entry: dict[str, Any]) -> bool:
-    """The class is no longer trained as it should be: its mean likelihood weight is below COLLAPSED, and either nothing distils
-    it (whatever is learned elsewhere may undo it), or it is only pulled to the base though the model does not know it: its mean
-    nll is above log 2. Distilled tokens that the model knows have no likelihood weight by design, and are no fault.
+def has_collapsed(entry: dict[str, Any], largest_distil_weight: float) -> bool:
+    """The class is no longer trained as it should be: its mean likelihood weight is below COLLAPSED, and either nothing holds it
+    (the mask leaves it out and it is not distilled, so what is learned elsewhere may undo it), or the model does not know it:
+    its mean nll is above log 2. What the model knows may be distilled instead, or weighed down by its token weight (dft, eaft):
+    that is meant, and no fault.
     """
     if entry["num_tokens"] < MIN_CLASS_TOKENS or entry["mean_mle_weight"] >= COLLAPSED:
         return False
-    return not _is_distilled(objective, entry) or entry["mean_student_nll"] > UNKNOWN_NATS
+    is_held = is_distilled(entry, largest_distil_weight) or entry["selected_fraction"] >= COLLAPSED
+    return not is_held or entry["mean_student_nll"] > UNKNOWN_NATS
 
 
-def _is_distilled(objective: Objective, entry: dict[str, Any]) -> bool:
-    return bool(entry["mean_distil_weight"] > COLLAPSED * objective.largest_distil_weight)
+def is_distilled(entry: dict[str, Any], largest_distil_weight: float) -> bool:
+    return bool(entry["mean_distil_weight"] > COLLAPSED * largest_distil_weight)
 
 
 def _weight_collapse(objective: Objective, name: str, steps: Sequence[dict[str, Any]], watched: str) -> dict[str, Any] | None:
     """The first look at which the class has collapsed, if there is one."""
     for step in steps:
         entry = step["classes"].get(watched)
-        if entry is not None and has_collapsed(objective, entry):
+        if entry is not None and has_collapsed(entry, objective.largest_distil_weight):
             break
     else:
         return None
     held = (
         "and they are only distilled: pulled to a base that does not know them either"
-        if _is_distilled(objective, entry)
+        if is_distilled(entry, objective.largest_distil_weight)
         else "and they are not distilled: nothing holds them"
     )
     remedy = (
         f"Remove objective.{name}.token_weight: {objective.token_weight}, which weighs them down"
-        if watched in objective.protect
+        if entry["selected_fraction"] >= COLLAPSED
         else f"Set objective.{name}.protect: [{', '.join((*objective.protect, watched))}]"
     )
     return {
