@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from components.objectives.sparse_target import TeacherTargets
 from components.training import target_scoring
 from components.training.target_scoring import Laws, ScoredTokens, batches, count_scored, score_targets
 from components.uncertainty.scores import kl_divergence
-from tests.conftest import PAD, VOCABULARY, build_model, build_rows
+from tests.conftest import PAD, VOCABULARY, build_model, build_rows, end_of_child, start_child
 
 
 @dataclass(frozen=True)
@@ -171,3 +173,32 @@ def test_a_first_token_that_is_marked_is_no_target_and_its_law_is_left_out() -> 
 
 def test_no_rows_give_nothing() -> None:
     assert score_targets(build_model(), [], pad_token_id=PAD, batch_tokens=100) == []
+
+
+def score_on_rank(rank: int, folder: Path) -> None:
+    """One of two ranks that share the weights (FSDP2); `start_child` gives it a process of its own."""
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    model = build_model(seed=1)
+    mesh = distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    shard = next(model.parameters()).to_local()
+    assert shard.numel() < next(model.parameters()).numel(), "not sharded"
+    found = score_targets(model, rows(), pad_token_id=PAD, batch_tokens=60)
+    torch.save([one.nll for one in found], folder / f"rank-{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.multi_process
+def test_ranks_that_share_the_weights_see_what_one_process_sees(tmp_path: Path) -> None:
+    children = [start_child(partial(score_on_rank, rank, tmp_path)) for rank in range(2)]
+    assert [end_of_child(child) for child in children] == [0, 0]
+    alone = score_targets(build_model(seed=1), rows(), pad_token_id=PAD, batch_tokens=60)
+    for rank in range(2):
+        for found, wanted in zip(torch.load(tmp_path / f"rank-{rank}.pt"), alone, strict=True):
+            torch.testing.assert_close(found, wanted.nll, rtol=0, atol=1e-5)
