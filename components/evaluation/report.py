@@ -13,7 +13,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from components.artifacts import write_csv, write_json, write_text
-from components.evaluation.report_figures import AXES, Curves, curve_panels, method_index, pareto_png, pareto_points, pareto_svg
+from components.evaluation.report_figures import (
+    AXES,
+    Curves,
+    curve_panels,
+    method_index,
+    pareto_png,
+    pareto_points,
+    pareto_svg,
+    risk_panels,
+)
 
 SCOPES = {"in_domain": "In-domain", "ood": "OOD sets"}
 OPPOSITE = {"better": "worse", "worse": "better", "tie": "tie"}
@@ -82,6 +91,8 @@ def render_html(comparison: dict[str, Any], curves: Curves, context: ReportConte
         set_tables=[set_table(comparison, "accuracy", True), set_table(comparison, "nll", False)],
         panels=curve_panels(comparison, curves),
         follows_noise=follows_noise(comparison),
+        uncertainty_against=comparison["uncertainty_against"],
+        risk_panels=risk_panels(comparison),
     )
 
 
