@@ -105,7 +105,7 @@ def weigh_probe(
     objective: Objective, tokens: ScoredTokens, scores_N: Tensor | None, facts: TokenFacts, moment: Moment
 ) -> TokenWeights:
     """Both weights of every token, as the next step would give them."""
-    entropy_N = tokens.top_entropy if objective.entropy == "top" else tokens.entropy
+    entropy_N = tokens.top_entropy if objective.entropy == "top20" else tokens.entropy
     if moment.step < objective.warmup_steps:
         selected_N = torch.ones_like(facts.is_target_N)
     else:
