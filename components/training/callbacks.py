@@ -21,6 +21,13 @@ MetricSink = Callable[[int, dict[str, float]], None]
 OBJECTIVE_STATE = "objective_state.json"
 
 
+class Observer(Protocol):
+    """A TrainerCallback with a state."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class ObjectiveCallback(TrainerCallback):
     """Moves the threshold after each step, keeps the objective's state in the checkpoint, seals it; logs the last step too."""
 

@@ -18,16 +18,17 @@ next step would use on these rows; with `select: random` it is drawn anew at eac
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from components.objectives.objective import Objective
 from components.objectives.weights import TokenWeights
 from components.params import ProbeParams
+from components.training.callbacks import MetricSink, Observer
 from components.training.mask_history import MaskHistory
 from components.training.probe_record import (
     Moment,
@@ -54,7 +55,7 @@ BATCH_TOKENS = 8192
 LOGGER = logging.getLogger(__name__)
 
 
-class TrainingProbe(TrainerCallback):
+class TrainingProbe(Observer):
     """State: the record so far, the masks it is compared with, which warnings have been said.
 
     `rows`: the rows looked at, the first `params.num_examples` of them shown token by token; `threshold`: gives the one in
@@ -73,12 +74,13 @@ class TrainingProbe(TrainerCallback):
         params: ProbeParams,
         pad_token_id: int,
         teacher_temperature: float = 1.0,
+        sink: MetricSink | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         self._objective, self._rows, self._validation = objective, list(rows), list(validation)
         self._name, self._threshold, self._params = name, threshold, params
         self._scoring = {"pad_token_id": pad_token_id, "batch_tokens": batch_tokens}
-        self._teacher_temperature = teacher_temperature
+        self._teacher_temperature, self._sink = teacher_temperature, sink
         self._facts = facts_of(self._rows)
         self._truth = truth_of(self._rows, self._facts)
         self._examples = self._rows[: params.num_examples]
@@ -145,6 +147,8 @@ class TrainingProbe(TrainerCallback):
                 "validation": validation_table(join_scored(validation)) if validation else None,
             }
         )
+        if self._sink is not None:
+            self._sink(moment.step, flat_numbers(self._steps[-1]))
         self._show(moment.step, tokens, scores.get(objective.score, tokens.nll), weights)
 
     def _show(self, step: int, tokens: ScoredTokens, scores_N: Tensor, weights: TokenWeights) -> None:
@@ -212,3 +216,14 @@ def _describe(row: ProbeRow) -> dict[str, Any]:
         "classes": [CLASSES[index] for index in row.class_N.tolist()],
         "teacher_nll": None if row.teacher_logprob_N is None else numbers(-row.teacher_logprob_N),
     }
+
+
+def flat_numbers(entry: Mapping[str, Any], prefix: str = "probe") -> dict[str, float]:
+    """The numbers of one look under names like probe/scores/entropy/epistemic, for the tracker; what is None is left out."""
+    found: dict[str, float] = {}
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            found |= flat_numbers(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float) and name not in ("step", "epoch"):
+            found[f"{prefix}/{name}"] = float(value)
+    return found
