@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from components.evaluation.comparison import compare_models
-from components.evaluation.report import ReportContext, clear_best, find_difference, headline, render_html, write_report
+from components.evaluation.report import ReportContext, render_html, write_report
 from components.evaluation.report_figures import MAX_CURVE_POINTS, ParetoPoint, mean_curve, pareto_front, pareto_svg
+from components.evaluation.report_tables import clear_best
+from components.evaluation.report_verdict import find_difference, headline
 from components.params import ComparisonParams
 
 OOD_SETS = ("copy", "reverse", "sort", "count", "lookup", "parity")
