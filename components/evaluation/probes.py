@@ -74,10 +74,10 @@ def _step_line(probe: Probe, step: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in line.items() if value is not None and math.isfinite(value)}
 
 
-def _share(value: float | None, num_tokens: int | None) -> float | None:
+def _share(value: Any, num_tokens: int | None) -> float | None:
     if isinstance(value, int):
         return value / num_tokens if num_tokens else None
-    return value
+    return None if value is None else float(value)
 
 
 def class_counts(probe: Probe) -> dict[str, int]:

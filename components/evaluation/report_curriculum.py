@@ -121,7 +121,7 @@ def warning_lines(name: str, own: Sequence[Probe]) -> list[dict[str, Any]]:
 def _limits(masked: Any) -> tuple[float, float]:
     """One scale of rank correlation for all methods."""
     values = [line[side] for own in masked for probe in own for line in step_lines(probe) for side in FOLLOWED if side in line]
-    return min([-0.1, *values]) - 0.06, max([0.5, *values]) + 0.08
+    return min([-0.1, *values]) - 0.06, max([0.5, *values]) + 0.2
 
 
 def _follows_svg(name: str, epistemic: Curve, aleatoric: Curve, crossing: float | None, limits: tuple[float, float]) -> str:

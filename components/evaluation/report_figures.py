@@ -184,10 +184,8 @@ def panel_svg(lines: Sequence[PanelLine], limits: tuple[float, float], label: st
         right = axes.get_xlim()[1]
         axes.axvspan(mark, right, color=STAND_IN.of(1), alpha=0.12, lw=0, zorder=0)
         axes.axvline(mark, color=STAND_IN.of(1), lw=1, ls=(0, (2, 2)), zorder=2)
-        is_late = mark > sum(axes.get_xlim()) / 2
-        place = {"ha": "right" if is_late else "left", "va": "top", "fontsize": 10.5, "color": STAND_IN.ink, "zorder": 4}
-        height = limits[1] - 0.02 * (limits[1] - limits[0])
-        axes.text(mark, height, f" step {mark:g} ", **place)
+        height, side = limits[1] - 0.02 * (limits[1] - limits[0]), "right" if mark > sum(axes.get_xlim()) / 2 else "left"
+        axes.text(mark, height, f" step {mark:g} ", ha=side, va="top", fontsize=10.5, color=STAND_IN.ink, zorder=4)
         axes.set_xlim(right=right)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))

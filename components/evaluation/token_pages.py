@@ -193,7 +193,10 @@ def _target_cell(card: Card, step: ExampleStep, target: int, text: str, quantity
     mle, distil = step.mle_weight[target], step.distil_weight[target]
     marks = " ".join(name for name, weight in (("mle", mle), ("distil", distil)) if weight > 0)
     numbers = [("score", step.score[target]), ("student", student), ("base", teacher)]
-    said = [card.example.classes[target].replace("_", " "), *(f"{name} {found:.2f}" for name, found in numbers if found is not None)]
+    said = [
+        card.example.classes[target].replace("_", " "),
+        *(f"{name} {found:.2f}" for name, found in numbers if found is not None),
+    ]
     said += [{"mle distil": "learned and distilled", "mle": "learned", "distil": "distilled"}.get(marks, "neither")]
     sign = " below" if value is not None and value < 0 else ""
     return Cell(pieces(text), target, marks + sign, heat(value, cap), " · ".join(filter(None, said)))

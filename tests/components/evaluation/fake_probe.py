@@ -1,4 +1,4 @@
-"""Probes like those of `post_train`, from real words and laws of the embedded world, without a model: losses follow a simple rule.
+"""Probes like those of `post_train`, from words and laws of the embedded world, without a model: losses follow a simple rule.
 
 A token that its law determines starts at the base's loss and is unlearned uncertainty that decays; a drawn token keeps its own
 surprise. So the mask's score follows what is left to learn early and noise late, as it does in training.
@@ -20,7 +20,9 @@ MASKED = {"masked_mle": 0.5, "uncertainty_aware": 0.5}
 DISTILS = ("sft_kl", "uncertainty_aware")
 
 
-def fake_probe(preset: str, seed: int = 0, num_rows: int = 48, num_examples: int = 3, steps: tuple[int, ...] = STEPS) -> dict[str, Any]:
+def fake_probe(
+    preset: str, seed: int = 0, num_rows: int = 48, num_examples: int = 3, steps: tuple[int, ...] = STEPS
+) -> dict[str, Any]:
     examples = draw_splits(EmbeddedWorld(WorldParams()))["train"][:num_rows]
     rows = [_row(example, index, random.Random(f"row {index}")) for index, example in enumerate(examples)]
     has_mask = preset in MASKED
@@ -29,7 +31,11 @@ def fake_probe(preset: str, seed: int = 0, num_rows: int = 48, num_examples: int
     shown: list[list[dict[str, Any]]] = [[] for _ in rows[:num_examples]]
     for step in steps:
         losses = [_losses(row, step, draw) for row in rows]
-        threshold = sorted(loss for row in losses for loss in row)[int((1 - MASKED[preset]) * sum(map(len, losses)))] if has_mask else None
+        threshold = (
+            sorted(loss for row in losses for loss in row)[int((1 - MASKED[preset]) * sum(map(len, losses)))]
+            if has_mask
+            else None
+        )
         chosen = [[threshold is None or loss >= threshold for loss in row] for row in losses]
         made.append(_step(step, rows, losses, chosen, before, threshold))
         before = [one for row in chosen for one in row]
@@ -45,7 +51,11 @@ def fake_probe(preset: str, seed: int = 0, num_rows: int = 48, num_examples: int
                     "student_nll": losses[place],
                 }
             )
-    warning = {"step": 150, "kind": "follows_noise", "message": "the mask ranks tokens more like noise than like what is left to learn"}
+    warning = {
+        "step": 150,
+        "kind": "follows_noise",
+        "message": "the mask ranks tokens more like noise than like what is left to learn",
+    }
     return {
         "score": "student_nll" if has_mask else None,
         "classes": list(CLASSES),
@@ -93,7 +103,7 @@ def _noise(row: dict[str, Any]) -> list[float]:
 def _losses(row: dict[str, Any], step: int, draw: random.Random) -> list[float]:
     left = math.exp(-step / 70)
     pairs = zip(row["teacher_nll"], _noise(row), strict=True)
-    return [round(noise + (base - noise) * left * draw.uniform(0.8, 1.2), 4) for base, noise in pairs]
+    return [round(noise + (base - noise) * left * draw.uniform(0.3, 1.7), 4) for base, noise in pairs]
 
 
 def _step(
