@@ -21,11 +21,14 @@ MetricSink = Callable[[int, dict[str, float]], None]
 OBJECTIVE_STATE = "objective_state.json"
 
 
-class Observer(Protocol):
-    """A TrainerCallback with a state."""
+class Observer(TrainerCallback):
+    """A callback with a state that travels in the checkpoint."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
 
 
 class ObjectiveCallback(TrainerCallback):

@@ -13,10 +13,8 @@ from tests.conftest import build_identity
 
 
 def inputs(identity: CacheIdentity, seal: str = "seal") -> Any:
-    return SimpleNamespace(
-        cache=SimpleNamespace(manifest=SimpleNamespace(identity=identity)),
-        scores=SimpleNamespace(manifest=SimpleNamespace(seal=seal)),
-    )
+    cache, scores = SimpleNamespace(identity=identity), SimpleNamespace(seal=seal)
+    return SimpleNamespace(cache=SimpleNamespace(manifest=cache), scores=SimpleNamespace(manifest=scores))
 
 
 def test_a_checkpoint_belongs_to_everything_that_decides_the_result() -> None:
