@@ -163,6 +163,10 @@ def _block_loss_(
     """`row_loss_` in fp32 (or fp64), with the cap and its slope; the gradient ends in `logits_CV` whatever its dtype."""
     exact_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     slope_CV = None if softcap is None else cap_(exact_CV, softcap)
+    if teacher_CV is not None and isinstance(spec.teacher, DenseTeacher):
+        teacher_CV = teacher_CV.to(exact_CV.dtype)
+        if spec.teacher.head.softcap is not None:
+            cap_(teacher_CV, spec.teacher.head.softcap)
     losses = row_loss_(exact_CV, rows, spec, teacher_CV, wants_gradient=wants_gradient)
     if wants_gradient and slope_CV is not None:
         exact_CV.mul_(slope_CV)

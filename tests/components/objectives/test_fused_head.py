@@ -114,7 +114,7 @@ def spec_of(case: Case, teacher: str, temperature: float = 1.0, **knobs: Any) ->
     held: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
         "sparse": lambda: top_of(3 * normal(N, columns, seed=9), 5, temperature),
-        "dense": lambda: DenseTeacher(normal(N, 4, seed=5), Head(normal(columns, 4, seed=6), softcap=None)),
+        "dense": lambda: DenseTeacher(normal(N, 4, seed=5), Head(normal(columns, 4, seed=6), softcap=4.0, scale=1.5)),
     }
     knobs.setdefault("weigh", fixed_weights)
     return LossSpec(labels(N, columns), teacher=held[teacher](), temperature=temperature, **knobs)
