@@ -83,6 +83,9 @@ def _weigh_nothing(chunk: TokenChunk) -> tuple[Tensor, Tensor]:
 
 
 def _fused_head(hidden_NH: Tensor, head: Head, spec: LossSpec, chunk_bytes: int | None) -> tuple[Tensor, ...]:
+    assert torch.is_autocast_enabled(hidden_NH.device.type) or hidden_NH.dtype == head.weight_VH.dtype, (
+        f"hidden states are {hidden_NH.dtype}, the head is {head.weight_VH.dtype}"
+    )
     wants = tuple(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden_NH, head.weight_VH, head.bias_V)
@@ -106,6 +109,7 @@ class _FusedHead(torch.autograd.Function):
         wants: tuple[bool, bool, bool],
         chunk_bytes: int | None,
     ) -> tuple[Tensor, ...]:
+        """Under autocast the products are in its dtype, and the gradients still in those of what they belong to."""
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
@@ -179,12 +183,12 @@ def _teacher_buffer(spec: LossSpec, buffer_CV: Tensor) -> Tensor | None:
     if not isinstance(spec.teacher, DenseTeacher):
         return None
     assert spec.teacher.head.num_columns == buffer_CV.shape[1], "teacher and student must share one vocabulary"
-    return spec.teacher.hidden_NH.new_empty(buffer_CV.shape)
+    return spec.teacher.head.weight_VH.new_empty(buffer_CV.shape)
 
 
 def _project_teacher(spec: LossSpec, chunk: slice, buffer_CV: Tensor | None) -> Tensor | None:
     if buffer_CV is None or not isinstance(spec.teacher, DenseTeacher):
         return None
     logits_CV = buffer_CV[: chunk.stop - chunk.start]
-    project_rows(spec.teacher.head, spec.teacher.hidden_NH[chunk], logits_CV)
+    project_rows(spec.teacher.head, spec.teacher.hidden_NH[chunk].to(logits_CV.dtype), logits_CV)
     return logits_CV

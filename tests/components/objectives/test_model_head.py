@@ -94,7 +94,7 @@ def expected_of(model: Any, asked: TokenLossRequest) -> FusedLoss:
 
 def gradients_of(model: Any, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
