@@ -93,6 +93,7 @@ def _replacing_thresholds(preset: Objective, given: dict[str, Any]) -> dict[str,
 def _refuse_selection(cell: _Cell, objective: Objective) -> None:
     if objective.select == "random":
         cell.refuse(("score", "column", "threshold_nats", "threshold_value", "scope"), "random selection has no score")
+        cell.refuse(("warmup_steps",), "a mask by chance knows as much at the first step as later")
     if "threshold_nats" in cell.given and "threshold_value" in cell.given:
         raise cell.fault("threshold_nats", "threshold_nats and threshold_value exclude each other; remove one")
     for knob in ("threshold_nats", "threshold_value"):

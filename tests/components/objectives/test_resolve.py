@@ -48,6 +48,7 @@ def test_a_fraction_to_keep_replaces_the_preset_s_absolute_threshold() -> None:
         ("uncertainty_aware", {"distil_weight": 0.0, "prompt_tokens": "distil_only"}, "prompt_tokens"),
         ("random_mask", {"score": "entropy"}, "score"),
         ("random_mask", {"scope": "micro_batch"}, "scope"),
+        ("random_mask", {"warmup_steps": 3}, "warmup_steps"),
         ("uncertainty_aware", {"threshold_nats": 1.0, "scope": "micro_batch"}, "scope"),
         ("uncertainty_aware", {"threshold_nats": 1.0, "keep": 0.5}, "keep and threshold_nats"),
         ("uncertainty_aware", {"threshold_nats": 1.0, "threshold_value": 0.5}, "exclude each other"),
