@@ -107,7 +107,7 @@ class TokenScoresParams(Section):
     reference: Literal["none", "cross_fit", "local"] = "none"
     reference_path: str = "inputs/reference_model"
     num_members: Annotated[int, Field(ge=2, multiple_of=2)] = 4
-    num_steps: Count = 150
+    num_steps: Count = 100
     columns: tuple[CellName, ...] = ()
     """Names of your own columns, read from `columns_path`; none are read without a name."""
     columns_path: str = "inputs/token_columns"
@@ -137,6 +137,7 @@ class ObjectiveParams(Section):
         "uncertainty_aware",
         "uncertainty_aware_static",
         "excess_aware",
+        "gain_aware",
         "stm",
         "random_mask",
         "dft",

@@ -25,7 +25,7 @@ def post_train(
 ) -> dict[str, Any]:
     from components.data.tokenized import read_split
     from components.models import load_base_model, load_prepared_tokenizer, pad_token_id, save_model, select_device
-    from components.objectives.presets import resolve
+    from components.objectives.resolve import resolve
     from components.teacher_cache.identity import expected_identity
     from components.teacher_cache.reader import TeacherCacheReader
     from components.tracking import record_training

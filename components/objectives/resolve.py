@@ -54,8 +54,8 @@ def warnings_of(objective: Objective) -> list[str]:
     found = []
     if objective.is_static and objective.distil_on == "none" and objective.select == "high":
         found.append(
-            "a static mask without distillation: the unselected tokens are never trained, so the most likely of them is driven to "
-            "probability 0 (docs/objective.md). Set distil_on: rest, or a score of the student"
+            "a static mask without distillation: the unselected tokens are never trained, so the most likely of them is driven "
+            "to probability 0 (docs/objective.md). Set distil_on: rest, or a score of the student"
         )
     if objective.scores and objective.score == "student_nll" and objective.select == "high" and objective.threshold is not None:
         found.append(

@@ -40,8 +40,10 @@ class ObjectiveCallback(TrainerCallback):
             write_json(folder / OBJECTIVE_STATE, objective_state)
             seal_checkpoint(folder)
 
-    def restore(self, checkpoint: Path) -> None:
-        self._trainer.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
+
+def restore_objective(trainer: "ObjectiveTrainer", checkpoint: Path) -> None:
+    """Give the trainer the objective's state of a checkpoint."""
+    trainer.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
 
 
 class MetricSinkCallback(TrainerCallback):

@@ -1,5 +1,6 @@
 """One post-training run: a student that starts as the base, trained with one objective and one seed. Resumable."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,24 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from components.artifacts import fingerprint_json
+from components.artifacts import fingerprint_json, fingerprint_row
 from components.errors import CacheMismatchError, InterruptedStageError, ParamsError
-from components.objectives.presets import Objective
+from components.objectives.objective import STATIC_SCORES, Objective
+from components.objectives.resolve import warnings_of
+from components.objectives.weights import static_scores
 from components.params import TrainingParams
 from components.teacher_cache.format import CacheIdentity
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CacheRow
+from components.teacher_cache.writer import CacheRow, count_targets
 from components.training.alignment import prove_alignment
-from components.training.callbacks import MetricSink, MetricSinkCallback, ObjectiveCallback, StopSignalCallback
+from components.training.callbacks import MetricSink, MetricSinkCallback, ObjectiveCallback, StopSignalCallback, restore_objective
 from components.training.checkpoints import latest_checkpoint
-from components.training.collator import TeacherCollator
+from components.training.collator import ScoreSource, TeacherCollator
 from components.training.lora import add_adapter, merge_adapter
 from components.training.progress import show_progress
-from components.training.threshold import LaggedThreshold
+from components.training.threshold import ScoreThreshold
 from components.training.trainer import ObjectiveTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class PostTrainingResult:
 def post_train_model(
     model: "PreTrainedModel",
     rows: Sequence[CacheRow],
-    cache: TeacherCacheReader,
+    cache: TeacherCacheReader | None,
     objective: Objective,
     params: TrainingParams,
     *,
@@ -51,30 +57,45 @@ def post_train_model(
     pad_token_id: int,
     work: Path,
     sink: MetricSink,
+    scores: ScoreSource | None = None,
+    class_of_token_V: torch.Tensor | None = None,
 ) -> PostTrainingResult:
-    """Train `model` on `rows`; checkpoints live in `work`, and a run that finds one there goes on from it."""
+    """Train `model` on `rows`; checkpoints live in `work`, and a run that finds one there goes on from it.
+
+    `cache` may be None where the objective needs no teacher, `scores` where it needs no column, the token classes [V] where
+    no class is protected.
+    """
     set_seed(seed)
-    refuse_other_temperature(objective, cache)
+    refuse_missing_inputs(objective, cache, scores, class_of_token_V)
+    for warning in warnings_of(objective):
+        LOGGER.warning("%s: %s", work.name, warning)
     checkpoint = latest_checkpoint(work)
     student = add_adapter(model, params.lora) if params.lora.enabled else model
-    collator = TeacherCollator(pad_token_id, cache)
-    trainer = ObjectiveTrainer(
-        model=student,
-        args=training_arguments(params, seed, device, work),
-        train_dataset=rows,
-        data_collator=collator,
-        objective=objective,
-        threshold=LaggedThreshold(objective, initial_scores(objective, cache)),
+    trainer = build_trainer(
+        student,
+        rows,
+        cache,
+        objective,
+        params,
+        seed=seed,
+        device=device,
+        pad_token_id=pad_token_id,
+        work=work,
+        scores=scores,
+        class_of_token_V=class_of_token_V,
     )
-    # The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
-    prove_alignment(student, collator(spread_rows(rows, params.micro_batch_size)), cache.manifest.identity.precision)
+    if cache is not None:
+        # The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
+        with_prompt = objective.prompt_tokens == "distil_only"
+        proof = TeacherCollator(pad_token_id, cache, packing=params.packing, with_prompt=with_prompt)
+        batch = proof(spread_rows(rows, params.micro_batch_size))
+        prove_alignment(student, batch, cache.manifest.identity.precision, with_prompt=with_prompt)
     with StopSignalCallback() as stop:
-        state = ObjectiveCallback(trainer)
-        for callback in (state, stop, MetricSinkCallback(sink)):
+        for callback in (stop, MetricSinkCallback(sink)):
             trainer.add_callback(callback)
         show_progress(trainer, work.name.rpartition("-")[0])
         if checkpoint is not None:
-            state.restore(checkpoint)
+            restore_objective(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.is_stopped and trainer.state.global_step < params.num_steps:
             raise InterruptedStageError(
@@ -85,12 +106,64 @@ def post_train_model(
     return PostTrainingResult(trained, training_curve(trainer), int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
 
 
-def refuse_other_temperature(objective: Objective, cache: TeacherCacheReader) -> None:
+def build_trainer(
+    student: Any,
+    rows: Sequence[CacheRow],
+    cache: TeacherCacheReader | None,
+    objective: Objective,
+    params: TrainingParams,
+    *,
+    seed: int,
+    device: torch.device,
+    pad_token_id: int,
+    work: Path,
+    scores: ScoreSource | None = None,
+    class_of_token_V: torch.Tensor | None = None,
+) -> ObjectiveTrainer:
+    """The Trainer with its collator and its threshold; it moves and saves its state by the callback added here."""
+    collator = TeacherCollator(
+        pad_token_id,
+        cache if objective.needs_teacher else None,
+        scores=scores,
+        columns=objective.columns,
+        packing=params.packing,
+        with_prompt=objective.prompt_tokens == "distil_only",
+    )
+    trainer = ObjectiveTrainer(
+        model=student,
+        args=training_arguments(params, seed, device, work),
+        train_dataset=rows,
+        data_collator=collator,
+        objective=objective,
+        threshold=ScoreThreshold(objective, initial_scores(objective, rows, cache, scores)),
+        class_of_token_V=class_of_token_V,
+    )
+    trainer.add_callback(ObjectiveCallback(trainer))
+    return trainer
+
+
+def refuse_missing_inputs(
+    objective: Objective,
+    cache: TeacherCacheReader | None,
+    scores: ScoreSource | None,
+    class_of_token_V: torch.Tensor | None,
+) -> None:
+    """What the objective needs must be there, and the cache must be made at its temperature, with the prompt where it is used."""
+    assert cache is not None or not objective.needs_teacher, "this objective needs a teacher cache"
+    assert scores is not None or not objective.columns, "this objective needs token scores"
+    assert class_of_token_V is not None or not objective.protect, "protected classes need the class of every token"
+    if cache is None or not objective.distils or objective.teacher == "online":
+        return
     made_at = cache.manifest.identity.temperature
-    if objective.distils and objective.temperature != made_at:
+    if objective.temperature != made_at:
         raise CacheMismatchError(
             f"the objective distils at temperature {objective.temperature}, the teacher cache was made at {made_at}. "
             f"In params.yaml give the objective temperature: {made_at}, or set teacher_cache.temperature: {objective.temperature}"
+        )
+    if objective.prompt_tokens == "distil_only" and not cache.holds_prompt:
+        raise CacheMismatchError(
+            "the objective distils prompt tokens, the teacher cache has none. Set teacher_cache.positions: all in params.yaml "
+            "and run: dvc repro cache_teacher"
         )
 
 
@@ -106,15 +179,42 @@ def run_fingerprint(objective: Objective, params: TrainingParams, cache: CacheId
     )
 
 
-def initial_scores(objective: Objective, cache: TeacherCacheReader) -> torch.Tensor | None:
-    """The base model's scores of all training targets, [N], from the cache: the student's own at step 0; None: no choice."""
-    if not objective.needs_threshold:
+def initial_scores(
+    objective: Objective, rows: Sequence[CacheRow], cache: TeacherCacheReader | None, scores: ScoreSource | None
+) -> torch.Tensor | None:
+    """Scores of all training targets before the first step, [N]; None where there is no choice, or none is known yet.
+
+    The student is still the base then, so the cache knows them; a static score keeps them.
+    """
+    if not objective.needs_threshold or (objective.score == "entropy" and cache is None):
         return None
+    if objective.score not in STATIC_SCORES and cache is None:
+        return None  # the first step takes every token, and its scores make the first threshold
+    distinct = list({fingerprint_row(row.input_ids, row.is_target): row for row in rows}.items())
+    records = [_known_columns(objective, name, row, cache, scores) for name, row in distinct]
+    known = {column: torch.cat([record[column] for record in records]) for column in records[0]}
     if objective.score == "entropy":
-        return cache.column("entropy")
+        return known["entropy"]
+    if objective.score == "student_nll":
+        return -known["label_logprob"]
     if objective.score == "excess":
-        return None  # zero for every token up to rounding, which must not decide: the first step takes them all
-    return -cache.column("label_logprob")
+        return -known["label_logprob"] - known["reference_nll"]
+    return static_scores(objective, known.get("label_logprob"), known)
+
+
+def _known_columns(
+    objective: Objective, name: str, row: CacheRow, cache: TeacherCacheReader | None, scores: ScoreSource | None
+) -> dict[str, torch.Tensor]:
+    """Base logprob and entropy of a row's targets, and the columns that the score is made of."""
+    found: dict[str, torch.Tensor] = {}
+    if cache is not None:
+        record = cache.read_targets(name, row.is_target)
+        found |= {column: record[column].float() for column in ("label_logprob", "entropy")}
+    if objective.columns:
+        assert scores is not None
+        columns = scores.read(name, count_targets(row))
+        found |= {column: columns[column].float() for column in objective.columns}
+    return found
 
 
 def training_arguments(params: TrainingParams, seed: int, device: torch.device, work: Path) -> TrainingArguments:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from components.errors import CacheMismatchError, InterruptedStageError, ParamsError, TrainingError
-from components.objectives.presets import PRESETS, Objective
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
 from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training import callbacks
