@@ -2,13 +2,13 @@
 
     python -m flows.compare
 
-Takes every evaluation and curve of the grid. Leaves artifacts/report/: report.html, metrics.json and tables for DVC,
-comparison.json, candidate.json.
+Takes every evaluation, curve and probe of the grid. Leaves artifacts/report/: report.html and tokens.html, metrics.json and
+tables for DVC, comparison.json, candidate.json.
 """
 
 from typing import Any
 
-from components.artifacts import CURVES, DATA, EVALUATIONS, REPORT, publish_folder, read_csv, read_json, write_json
+from components.artifacts import CURVES, DATA, EVALUATIONS, PROBES, REPORT, publish_folder, read_csv, read_json, write_json
 from components.params import ComparisonParams, ObjectiveParams, RegistrationParams
 from flows.stage_runner import main
 
@@ -28,10 +28,11 @@ def compare(
     models = [f"{preset}-{seed}" for preset in presets for seed in seeds]
     evaluations = [read_json(EVALUATIONS / f"{name}.json", made_by="evaluate_ood") for name in ["base", *models]]
     curves = {name: read_csv(CURVES / f"{name}.csv", made_by="post_train") for name in models}
+    probes = {name: read_json(PROBES / f"{name}.json", made_by="post_train") for name in models}
     compared = compare_models(evaluations, comparison, registration.candidate)
     context = describe_run({name: objective[name] for name in presets}, read_json(DATA / "counts.json", made_by="prepare_data"))
     with publish_folder(REPORT) as staging:
-        write_report(staging, compared, curves, context)
+        write_report(staging, compared, curves, context, probes)
         write_json(staging / "comparison.json", compared)
         write_json(staging / "candidate.json", compared["candidate"])
     return {"candidate": compared["candidate"]["model"], "models": len(models), "report": "artifacts/report/report.html"}

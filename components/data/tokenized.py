@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from components.errors import ArtifactError
@@ -48,6 +50,17 @@ class TokenizedRow:
         return [{int(token): probability for token, probability in law.items()} for law in json.loads(self.laws)]
 
 
+@dataclass(frozen=True)
+class FlatRows:
+    """All rows one after the other: R rows, T tokens; row r owns tokens row_starts[r] : row_starts[r + 1]."""
+
+    sources: list[str]
+    fingerprints: list[str]
+    row_starts: npt.NDArray[np.int64]
+    input_ids: npt.NDArray[np.int32]
+    is_target: npt.NDArray[np.bool_]
+
+
 def write_rows(path: Path, rows: Sequence[TokenizedRow]) -> None:
     columns = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in _SCHEMA]
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
@@ -73,6 +86,18 @@ class TokenizedRows(Sequence[TokenizedRow]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return TokenizedRow(**self._table.slice(index % len(self), 1).to_pylist()[0])
+
+    def flat(self) -> FlatRows:
+        """Every row at once as arrays, in milliseconds (reading row by row takes a minute per million tokens)."""
+        columns = {name: self._table.column(name).combine_chunks() for name in ("input_ids", "is_target")}
+        offsets = columns["input_ids"].offsets.to_numpy().astype(np.int64)
+        return FlatRows(
+            sources=self._table.column("source").to_pylist(),
+            fingerprints=self._table.column("fingerprint").to_pylist(),
+            row_starts=offsets - offsets[0],
+            input_ids=columns["input_ids"].flatten().to_numpy(),
+            is_target=columns["is_target"].flatten().to_numpy(zero_copy_only=False),
+        )
 
 
 def read_split(folder: Path, split: str) -> TokenizedRows:

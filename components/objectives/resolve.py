@@ -142,10 +142,16 @@ def _refuse_missing_scores(name: str, objective: Objective, scores: TokenScoresP
         raise ParamsError(
             f"{place} needs a reference model; set token_scores.reference: cross_fit (or local, with reference_path)"
         )
-    if objective.score == "mutual_information" and scores.reference != "cross_fit":
-        raise ParamsError(f"{place} needs an ensemble; set token_scores.reference: cross_fit")
-    if objective.score == "column" and scores.columns_path is None:
-        raise ParamsError(f"{place} needs token_scores.columns_path, the file that holds column {objective.column!r}")
+    if objective.score == "mutual_information" and (scores.reference != "cross_fit" or scores.num_members < 4):
+        raise ParamsError(
+            f"{place} needs an ensemble: two members that have not seen the row; set token_scores.reference: cross_fit and "
+            "num_members: 4 or more"
+        )
+    if objective.score == "column" and objective.column not in scores.columns:
+        raise ParamsError(
+            f"{place} needs column {objective.column!r}, token_scores.columns names {list(scores.columns)}; add it there, "
+            f"and its numbers to {scores.columns_path}"
+        )
 
 
 def _refuse_cache(name: str, objective: Objective, cache: TeacherCacheParams) -> None:

@@ -17,6 +17,7 @@ from components.errors import TrainingError
 from components.objectives.fused_head import FusedLoss
 from components.objectives.objective import Objective
 from components.objectives.weights import TokenFacts
+from components.training.callbacks import Observer
 from components.training.columns import StepColumns, take_columns
 from components.training.meters import StepMeters
 from components.training.row_order import RowOrder
@@ -51,9 +52,15 @@ class ObjectiveTrainer(Trainer):
         self.meters = StepMeters(per_selected_token=objective.normalizer == "selected_tokens")
         self.num_rows = len(self.train_dataset)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = True  # the Trainer counts the step's target tokens for us only when this is set
+        self._observers: dict[str, Observer] = {}
         self._part = 0
         self._selected_in_step: Tensor | float = 0.0
         self._targets_in_step: Tensor | int = 1
+
+    def add_observer(self, name: str, observer: Observer) -> None:
+        """A callback whose state travels in the checkpoint under `name`."""
+        self._observers[name] = observer
+        self.add_callback(observer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         return RowOrder(self.num_rows, self.args.max_steps * self.rows_per_step, self.args.seed)
@@ -185,10 +192,13 @@ class ObjectiveTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the Trainer's own; every rank must call this."""
-        return {"threshold": self.threshold.state_dict(), "meters": self.meters.state_dict(self._sums())}
+        observed = {name: observer.state_dict() for name, observer in self._observers.items()}
+        return {"threshold": self.threshold.state_dict(), "meters": self.meters.state_dict(self._sums()), "observers": observed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.threshold.load_state_dict(state["threshold"])
+        for name, observer in self._observers.items():
+            observer.load_state_dict(state["observers"][name])
         if self.accelerator.is_main_process:
             self.meters.load_state_dict(state["meters"], self.args.device)
 

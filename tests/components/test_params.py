@@ -79,7 +79,7 @@ def test_the_shipped_file_sets_every_key_of_the_schema() -> None:
         ("objective.uncertainty_aware.distil_weight", float("inf"), "objective.uncertainty_aware.distil_weight"),
         ("objective.uncertainty_aware.temperature", 0.0, "objective.uncertainty_aware.temperature"),
         ("token_scores.num_members", 3, "token_scores.num_members"),
-        ("token_scores.reference", "local", "reference 'local' and reference_path go together"),
+        ("token_scores.reference", "some", "token_scores.reference"),
         ("base_model.source", "hub", "needs hub_id and revision"),
         ("base_model.revision", "main", "base_model.revision"),
         ("base_model.revision", "A" * 40, "base_model.revision"),

@@ -107,7 +107,7 @@ def whole(cell: dict[str, Any], **sections: Any) -> Params:
             {"token_scores": {"reference": "local", "reference_path": "somewhere"}},
             "needs an ensemble",
         ),
-        ({"preset": "masked_mle", "score": "column", "column": "mine"}, {}, "needs token_scores.columns_path"),
+        ({"preset": "masked_mle", "score": "column", "column": "mine"}, {}, "needs column 'mine'"),
         ({"preset": "sft_kl", "temperature": 3.0}, {}, "a cache holds one temperature"),
         (
             {"preset": "sft_kl", "prompt_tokens": "distil_only"},

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-import components.training.post_train as post_training
 from components.objectives.objective import Objective
 from components.params import TrainingParams
 from components.teacher_cache.reader import TeacherCacheReader
+from components.training import trainer_setup
 from components.training.post_train import PostTrainingResult, post_train_model
 from components.training.trainer import ObjectiveTrainer
 from tests.conftest import PAD, VOCABULARY, Row, build_cache, build_identity, build_model, build_rows
@@ -82,7 +82,7 @@ def build_trainer(
 ) -> ObjectiveTrainer:
     """The real trainer on the tiny base, with the callback that moves its threshold."""
     set_seed(seed)
-    return post_training.build_trainer(
+    return trainer_setup.build_trainer(
         build_model() if model is None else model,
         ROWS if rows is None else rows,
         cache,

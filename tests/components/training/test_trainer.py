@@ -16,11 +16,11 @@ from components.objectives.weights import TokenFacts
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.collator import TeacherCollator
 from components.training.columns import take_columns
-from components.training.post_train import initial_scores
 from components.training.row_order import RowOrder
 from components.training.student_loss import predicted_logits
 from components.training.threshold import ScoreThreshold
 from components.training.token_layout import layout_of
+from components.training.trainer_setup import initial_scores
 from tests.components.training.conftest import NO_TARGET, ROWS, SCORES, Recorded, build_trainer, record
 from tests.conftest import PAD, build_model
 
