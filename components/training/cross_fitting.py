@@ -111,6 +111,7 @@ def member_training(params: TokenScoresParams, training: TrainingParams) -> Trai
 
 def plain_fine_tuning(training: TrainingParams, device: torch.device, pad_token_id: int) -> TrainMember:
     """Members by the students' own trainer, with cross-entropy on every target token."""
+
     def train_member(model: "PreTrainedModel", rows: Sequence[ScoredRow], seed: int, work: Path) -> "PreTrainedModel":
         return post_train_model(
             model,

@@ -14,7 +14,7 @@ from components.artifacts import write_json
 from components.data.tokenized import TokenizedRow, write_rows
 from components.errors import DataError
 from components.models import build_word_tokenizer
-from components.params import ComputeParams, TokenScoresParams, TrainingParams
+from components.params import ComputeParams, LoraParams, TokenScoresParams, TrainingParams
 from components.token_scores import identity
 from components.token_scores.reader import TokenScoreReader
 from components.token_scores.rows import count_targets
@@ -31,13 +31,13 @@ CROSS_FIT = {"reference": "cross_fit", "num_members": 4, "num_steps": 6}
 class Stage:
     folder: Path
 
-    def run(self, **section: Any) -> dict[str, Any]:
+    def run(self, training: TrainingParams = TRAINING, **section: Any) -> dict[str, Any]:
         params = TokenScoresParams(**{"columns_path": str(self.folder / "columns.jsonl"), **section})
-        return stage.score_tokens(token_scores=params, training=TRAINING, compute=ComputeParams(device="cpu"))
+        return stage.score_tokens(token_scores=params, training=training, compute=ComputeParams(device="cpu"))
 
-    def read(self, **section: Any) -> TokenScoreReader:
+    def read(self, training: TrainingParams = TRAINING, **section: Any) -> TokenScoreReader:
         params = TokenScoresParams(**{"columns_path": str(self.folder / "columns.jsonl"), **section})
-        return TokenScoreReader(self.folder / "token_scores", identity.expected_identity(params, TRAINING))
+        return TokenScoreReader(self.folder / "token_scores", identity.expected_identity(params, training))
 
 
 @pytest.fixture
@@ -98,6 +98,17 @@ def test_members_trained_by_the_students_trainer_give_the_same_bytes_twice_and_l
     assert scores.names == ("mutual_information", "own", "reference_entropy", "reference_nll")
     assert scores.column("mutual_information").min() >= 0
     assert [file for file in (project.folder / ".work").rglob("*") if file.is_file()] == []
+
+
+@pytest.mark.parametrize("change", [{"lora": LoraParams(enabled=True)}, {"packing": True}, {"precision": "bf16"}], ids=str)
+def test_members_are_trained_with_the_students_settings(project: Stage, change: dict[str, Any]) -> None:
+    project.run(**CROSS_FIT)
+    plain_N = project.read(**CROSS_FIT).column("reference_nll")
+    training = TRAINING.model_copy(update=change)
+    project.run(training, **CROSS_FIT)
+    other_N = project.read(training, **CROSS_FIT).column("reference_nll")
+    assert not torch.equal(other_N, plain_N) or "packing" in change
+    assert torch.corrcoef(torch.stack([other_N, plain_N]))[0, 1] > 0.8
 
 
 def test_other_settings_of_the_members_give_other_scores_and_are_refused_by_the_old_reader(project: Stage) -> None:
