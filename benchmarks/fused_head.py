@@ -174,8 +174,8 @@ def main() -> None:
     for ours, other in RATIOS:
         if ours in seconds and other in seconds:
             by_round = [a / b for a, b in zip(seconds[ours], seconds[other], strict=True)]
-            times = f"{min(seconds[ours]) / min(seconds[other]):.3f} | {statistics.median(by_round):.3f}"
-            print(f"| {ours} / {other} | {times} | {extra[ours] / max(1, extra[other]):.3f} |")
+            cells = f"{min(seconds[ours]) / min(seconds[other]):.3f} | {statistics.median(by_round):.3f}"
+            print(f"| {ours} / {other} | {cells} | {extra[ours] / max(1, extra[other]):.3f} |")
     if not (torch.cuda.is_available() and find_spec("liger_kernel")):
         print("\nLiger's fused operators were not measured: they need CUDA and the package liger-kernel.")
 

@@ -15,16 +15,14 @@ from components.evaluation.mask_outcomes import (
     KEEPS,
     SELECTS,
     Outcome,
-    all_groupings,
-    keep_threshold,
+    Select,
+    Study,
     nearest,
-    outcome,
-    slider_thresholds,
+    study,
     table_rows,
 )
 from components.evaluation.mask_tokens import TokenTable
 from components.evaluation.page import render_page
-from components.teacher_cache.sidecar import Floats
 
 SCORES = {"teacher_nll": "base's loss", "entropy": "base's entropy"}
 HEADINGS = {"dataset": "By file", "class": "By token class", "position": "By place among the targets of its turn"}
@@ -37,9 +35,10 @@ CHART = (420, 260)
 
 def write_explorer(folder: Path, table: TokenTable) -> dict[str, Any]:
     """Leave explorer.html and table.csv; a summary for the log."""
-    rows = table_rows(table)
+    studies = {score: study(table, score) for score in table.scores}
+    rows = table_rows(table, studies)
     write_csv(folder / "table.csv", rows)
-    write_text(folder / "explorer.html", render_explorer(table))
+    write_text(folder / "explorer.html", render_explorer(table, studies))
     halves = {
         row["score"]: row["gradient_mass_kept"]
         for row in rows
@@ -51,36 +50,34 @@ def write_explorer(folder: Path, table: TokenTable) -> dict[str, Any]:
     }
 
 
-def render_explorer(table: TokenTable) -> str:
-    score = next(iter(table.scores))
-    thresholds = {name: slider_thresholds(score_N) for name, score_N in table.scores.items()}
-    outcomes = {(name, select): _joined(table, name, thresholds[name], select) for name in table.scores for select in SELECTS}
+def render_explorer(table: TokenTable, studies: Mapping[str, Study]) -> str:
+    score = next(iter(studies))
+    outcomes = {(name, select): _joined(found, select) for name, found in studies.items() for select in SELECTS}
     shown = outcomes[score, "high"]
     place = nearest(shown.token_shares_GE[0], DEFAULT_KEEP)
     return render_page(
         "mask_explorer.html.jinja",
         num_tokens=table.num_tokens,
-        scores={name: SCORES.get(name, name) for name in table.scores},
+        scores={name: SCORES.get(name, name) for name in studies},
         score=score,
         place=place,
-        num_thresholds=len(thresholds[score]),
-        threshold=float(thresholds[score][place]),
+        num_thresholds=len(studies[score].threshold_E),
+        threshold=float(studies[score].threshold_E[place]),
         overall=_line(shown, 0, place),
         sections=_sections(table, shown, place),
         chart=CHART,
         curves={f"{name}-{select}": _polyline(found) for (name, select), found in outcomes.items()},
         marker=_point(shown, place),
         preset=PRESETS.get(score, "uncertainty_aware"),
-        tables=[_keep_table(table, name, select) for name in table.scores for select in SELECTS],
-        embedded=json.dumps(_embedded(thresholds, outcomes), separators=(",", ":")),
+        tables=[_keep_table(table, name, found, select) for name, found in studies.items() for select in SELECTS],
+        embedded=json.dumps(_embedded(studies, outcomes), separators=(",", ":")),
     )
 
 
-def _joined(table: TokenTable, score: str, threshold_E: Floats, select: Any) -> Outcome:
+def _joined(found: Study, select: Select) -> Outcome:
     """The groups of all groupings one below the other: all tokens, files, classes, positions."""
-    found = [outcome(table.scores[score], table.mass_N, own, threshold_E, select) for own in all_groupings(table).values()]
     fields = ("tokens_GE", "mass_GE", "num_tokens_G", "total_mass_G")
-    return Outcome(*(np.concatenate([getattr(one, field) for one in found]) for field in fields))
+    return Outcome(*(np.concatenate([getattr(one, field) for one in found.outcomes[select].values()]) for field in fields))
 
 
 def _sections(table: TokenTable, shown: Outcome, place: int) -> list[dict[str, Any]]:
@@ -116,26 +113,21 @@ def _polyline(found: Outcome) -> str:
     return " ".join(f"{x:g},{y:g}" for x, y in [(0, CHART[1]), *points, (CHART[0], 0)])
 
 
-def _keep_table(table: TokenTable, score: str, select: Any) -> dict[str, Any]:
+def _keep_table(table: TokenTable, score: str, found: Study, select: Select) -> dict[str, Any]:
     """What every `keep` would need and do, for readers without JavaScript."""
-    ordered_N = np.sort(table.scores[score])
-    wanted = [keep_threshold(ordered_N, keep, select) for keep in KEEPS]
-    threshold_E = np.unique(wanted)
-    every = all_groupings(table)
-    found = {by: outcome(table.scores[score], table.mass_N, every[by], threshold_E, select) for by in ("all", "class")}
-    lines = []
-    for keep, threshold in zip(KEEPS, wanted, strict=True):
-        place = int(np.searchsorted(threshold_E, threshold))
-        classes = [100 * float(share) for share in found["class"].token_shares_GE[:, place]]
-        lines.append({"keep": keep, "threshold": threshold, "classes": classes, **_line(found["all"], 0, place)})
-    return {"score": score, "select": select, "classes": every["class"].names, "lines": lines}
+    own, lines = found.outcomes[select], []
+    for keep, threshold in zip(KEEPS, found.keep_thresholds[select], strict=True):
+        place = found.place(threshold)
+        classes = [100 * float(share) for share in own["class"].token_shares_GE[:, place]]
+        lines.append({"keep": keep, "threshold": threshold, "classes": classes, **_line(own["all"], 0, place)})
+    return {"score": score, "select": select, "classes": table.groupings["class"].names, "lines": lines}
 
 
-def _embedded(thresholds: Mapping[str, Floats], outcomes: Mapping[tuple[str, Any], Outcome]) -> dict[str, Any]:
+def _embedded(studies: Mapping[str, Study], outcomes: Mapping[tuple[str, Select], Outcome]) -> dict[str, Any]:
     """Shares in hundredths of a per cent."""
     return {
         name: {
-            "thresholds": [float(f"{threshold:.6g}") for threshold in threshold_E],
+            "thresholds": [float(f"{threshold:.6g}") for threshold in found.threshold_E],
             "preset": PRESETS.get(name, "uncertainty_aware"),
             **{
                 select: {
@@ -145,5 +137,5 @@ def _embedded(thresholds: Mapping[str, Floats], outcomes: Mapping[tuple[str, Any
                 for select in SELECTS
             },
         }
-        for name, threshold_E in thresholds.items()
+        for name, found in studies.items()
     }

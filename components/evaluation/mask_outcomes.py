@@ -4,16 +4,20 @@ Shapes: N target tokens, E thresholds, G groups.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from components.evaluation.mask_tokens import Grouping, TokenTable
 from components.teacher_cache.sidecar import Floats
 
 Select = Literal["high", "low"]
+Spans = npt.NDArray[np.int64]
+"""Number of thresholds that lie below a score (or at it, for the high end), [N]."""
 SELECTS: tuple[Select, ...] = ("high", "low")
 KEEPS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 FINE_KEEPS = tuple(round(0.005 * step, 3) for step in range(1, 200))
@@ -30,11 +34,11 @@ class Outcome:
     num_tokens_G: Floats
     total_mass_G: Floats
 
-    @property
+    @cached_property
     def token_shares_GE(self) -> Floats:
         return _shares(self.tokens_GE, self.num_tokens_G)
 
-    @property
+    @cached_property
     def mass_shares_GE(self) -> Floats:
         return _shares(self.mass_GE, self.total_mass_G)
 
@@ -54,17 +58,39 @@ def keep_threshold(ordered_N: Floats, keep: float, select: Select) -> float:
     return float(np.mean(both))
 
 
-def slider_thresholds(score_N: Floats) -> Floats:
-    """One per half per cent of the tokens, and the absolute ones that lie among the scores; ascending, [E]."""
+@dataclass(frozen=True)
+class Study:
+    """One score: ascending thresholds, [E], what `keep` needs of them, and for both ends what each keeps by each grouping."""
+
+    threshold_E: Floats
+    keep_thresholds: dict[Select, list[float]]
+    nats: list[float]
+    outcomes: dict[Select, dict[str, Outcome]]
+
+    def place(self, threshold: float) -> int:
+        return int(np.searchsorted(self.threshold_E, threshold))
+
+
+def study(table: TokenTable, score: str) -> Study:
+    """Thresholds at every half per cent of the tokens, those of KEEPS at both ends, and the absolute ones among the scores."""
+    score_N = table.scores[score]
     ordered_N = np.sort(score_N)
-    inside = [nats for nats in NATS if ordered_N[0] < nats < ordered_N[-1]]
-    return np.unique([*(keep_threshold(ordered_N, keep, "high") for keep in FINE_KEEPS), *inside])
+    keeps: dict[Select, list[float]] = {select: [keep_threshold(ordered_N, keep, select) for keep in KEEPS] for select in SELECTS}
+    nats = [one for one in NATS if ordered_N[0] < one < ordered_N[-1]]
+    fine = [keep_threshold(ordered_N, keep, "high") for keep in FINE_KEEPS]
+    threshold_E = np.unique([*fine, *keeps["high"], *keeps["low"], *nats])
+    outcomes: dict[Select, dict[str, Outcome]] = {}
+    for select in SELECTS:
+        span_N = np.searchsorted(threshold_E, score_N, side="right" if select == "high" else "left")
+        outcomes[select] = {
+            by: outcome(span_N, table.mass_N, own, len(threshold_E), select) for by, own in all_groupings(table).items()
+        }
+    return Study(threshold_E, keeps, nats, outcomes)
 
 
-def outcome(score_N: Floats, mass_N: Floats, grouping: Grouping, threshold_E: Floats, select: Select) -> Outcome:
-    """Every ascending threshold at once: one histogram per group over the spans between thresholds, summed from the kept end."""
-    num_groups, num_spans = len(grouping.names), len(threshold_E) + 1
-    span_N = np.searchsorted(threshold_E, score_N, side="right" if select == "high" else "left")
+def outcome(span_N: Spans, mass_N: Floats, grouping: Grouping, num_thresholds: int, select: Select) -> Outcome:
+    """Every threshold at once: one histogram per group over the spans between thresholds, summed from one end."""
+    num_groups, num_spans = len(grouping.names), num_thresholds + 1
     cell_N = grouping.index_N * num_spans + span_N
 
     def kept(weight_N: Floats | None) -> tuple[Floats, Floats]:
@@ -80,25 +106,21 @@ def all_groupings(table: TokenTable) -> dict[str, Grouping]:
     return {"all": Grouping(("all tokens",), np.zeros(table.num_tokens, dtype=np.int64)), **table.groupings}
 
 
-def table_rows(table: TokenTable) -> list[dict[str, Any]]:
+def table_rows(table: TokenTable, studies: Mapping[str, Study]) -> list[dict[str, Any]]:
     """table.csv: score x high/low x threshold x group, shares between 0 and 1."""
-    return [row for score in table.scores for select in SELECTS for row in _rows_of(table, score, select)]
+    names = {by: grouping.names for by, grouping in all_groupings(table).items()}
+    return [row for score, found in studies.items() for select in SELECTS for row in _rows_of(score, found, select, names)]
 
 
-def _rows_of(table: TokenTable, score: str, select: Select) -> Iterator[dict[str, Any]]:
-    ordered_N = np.sort(table.scores[score])
-    wanted: list[tuple[str, float | None, float]] = [("keep", keep, keep_threshold(ordered_N, keep, select)) for keep in KEEPS]
-    wanted += [("threshold_nats", None, nats) for nats in NATS if ordered_N[0] < nats < ordered_N[-1]]
-    threshold_E = np.unique([threshold for _, _, threshold in wanted])
-    outcomes = {
-        by: outcome(table.scores[score], table.mass_N, grouping, threshold_E, select)
-        for by, grouping in all_groupings(table).items()
-    }
+def _rows_of(score: str, found: Study, select: Select, names: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+    wanted: list[tuple[str, float | None, float]] = [
+        *(("keep", keep, threshold) for keep, threshold in zip(KEEPS, found.keep_thresholds[select], strict=True)),
+        *(("threshold_nats", None, nats) for nats in found.nats),
+    ]
     for rule, keep, threshold in wanted:
-        place = int(np.searchsorted(threshold_E, threshold))
-        for by, grouping in all_groupings(table).items():
-            for group, name in enumerate(grouping.names):
-                found = outcomes[by]
+        for by, own in found.outcomes[select].items():
+            for group, name in enumerate(names[by]):
+                place = group, found.place(threshold)
                 yield {
                     "score": score,
                     "select": select,
@@ -107,10 +129,10 @@ def _rows_of(table: TokenTable, score: str, select: Select) -> Iterator[dict[str
                     "threshold_nats": threshold,
                     "by": by,
                     "group": name,
-                    "num_tokens": int(found.num_tokens_G[group]),
-                    "tokens_kept": round(float(found.token_shares_GE[group, place]), 6),
-                    "gradient_mass": round(float(found.total_mass_G[group]), 4),
-                    "gradient_mass_kept": round(float(found.mass_shares_GE[group, place]), 6),
+                    "num_tokens": int(own.num_tokens_G[group]),
+                    "tokens_kept": round(float(own.token_shares_GE[place]), 6),
+                    "gradient_mass": round(float(own.total_mass_G[group]), 4),
+                    "gradient_mass_kept": round(float(own.mass_shares_GE[place]), 6),
                 }
 
 

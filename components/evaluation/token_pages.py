@@ -20,6 +20,8 @@ MAX_PROMPT_RUN = 80
 """Of a longer run of prompt tokens only the last ones are shown."""
 BYTES_PER_TOKEN, BYTES_PER_TOKEN_AND_STEP = 420, 24
 """At most, of the page: markup and title of a target token, its four numbers at one step."""
+MAX_GRID_CELLS, BYTES_PER_GRID = 600, 40_000
+"""Rows with more target tokens x steps have no grid of all steps."""
 QUANTITIES = {"score": "score of the mask", "student": "student's loss", "teacher": "base's loss"}
 
 
@@ -54,6 +56,8 @@ def render_token_page(comparison: Mapping[str, Any], probes: Probes) -> str:
     steps = sorted({step.step for card in cards for step in card.example.steps})
     quantity = "score" if any(card.score for card in cards) else "student"
     shown = [_shown(card, number, quantity, caps) for number, card in enumerate(cards)]
+    if has_grids(cards):
+        shown = [{**own, "grid": _grid(card, quantity, caps)} for own, card in zip(shown, cards, strict=True)]
     return render_page(
         "token_pages.html.jinja",
         rows={row: [card for card in shown if card["row_id"] == row] for row in dict.fromkeys(card["row_id"] for card in shown)},
@@ -77,8 +81,14 @@ def _cards(comparison: Mapping[str, Any], probes: Probes) -> Iterable[Card]:
 def thin(cards: Sequence[Card]) -> list[Card]:
     """At most MAX_STEPS steps, and of each example as many tokens as the page has room for."""
     num_steps = min(MAX_STEPS, max((len(card.example.steps) for card in cards), default=0))
-    room = (MAX_PAGE_BYTES - 200_000) // (BYTES_PER_TOKEN + BYTES_PER_TOKEN_AND_STEP * num_steps)
+    grids = BYTES_PER_GRID * len(cards) * has_grids(cards)
+    room = (MAX_PAGE_BYTES - 200_000 - grids) // (BYTES_PER_TOKEN + BYTES_PER_TOKEN_AND_STEP * num_steps)
     return [_cut(card, room // len(cards), num_steps) for card in cards]
+
+
+def has_grids(cards: Sequence[Card]) -> bool:
+    """Whether there is room for them."""
+    return BYTES_PER_GRID * len(cards) <= MAX_PAGE_BYTES // 2
 
 
 def _cut(card: Card, max_tokens: int, num_steps: int) -> Card:
@@ -150,7 +160,21 @@ def _shown(card: Card, number: int, quantity: str, caps: Mapping[str, float]) ->
         "cells": _cells(card, step, quantity, caps),
         "num_left_out": card.num_left_out,
         "summary": summary(step, example.teacher_nll),
+        "grid": None,
     }
+
+
+def _grid(card: Card, quantity: str, caps: Mapping[str, float]) -> dict[str, Any] | None:
+    """Every step at once: a line per step, a cell per target token. It needs no script."""
+    example = card.example
+    texts = [text for text, is_target in zip(example.texts, example.is_target, strict=True) if is_target]
+    if not texts or len(texts) * len(example.steps) > MAX_GRID_CELLS:
+        return None
+    lines = [
+        (step.step, [_target_cell(card, step, target, text, quantity, caps) for target, text in enumerate(texts)])
+        for step in example.steps
+    ]
+    return {"lines": lines, "quantity": QUANTITIES["score" if quantity == "score" and card.score else "student"]}
 
 
 def _cells(card: Card, step: ExampleStep, quantity: str, caps: Mapping[str, float]) -> list[Cell]:

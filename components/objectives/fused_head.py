@@ -83,6 +83,9 @@ def _weigh_nothing(chunk: TokenChunk) -> tuple[Tensor, Tensor]:
 
 
 def _fused_head(hidden_NH: Tensor, head: Head, spec: LossSpec, chunk_bytes: int | None) -> tuple[Tensor, ...]:
+    assert torch.is_autocast_enabled(hidden_NH.device.type) or hidden_NH.dtype == head.weight_VH.dtype, (
+        f"hidden states are {hidden_NH.dtype}, the head is {head.weight_VH.dtype}"
+    )
     wants = tuple(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden_NH, head.weight_VH, head.bias_V)
@@ -106,6 +109,7 @@ class _FusedHead(torch.autograd.Function):
         wants: tuple[bool, bool, bool],
         chunk_bytes: int | None,
     ) -> tuple[Tensor, ...]:
+        """Under autocast the products are in its dtype, and the gradients still in those of what they belong to."""
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
@@ -163,6 +167,10 @@ def _block_loss_(
     """`row_loss_` in fp32 (or fp64), with the cap and its slope; the gradient ends in `logits_CV` whatever its dtype."""
     exact_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     slope_CV = None if softcap is None else cap_(exact_CV, softcap)
+    if teacher_CV is not None and isinstance(spec.teacher, DenseTeacher):
+        teacher_CV = teacher_CV.to(exact_CV.dtype)
+        if spec.teacher.head.softcap is not None:
+            cap_(teacher_CV, spec.teacher.head.softcap)
     losses = row_loss_(exact_CV, rows, spec, teacher_CV, wants_gradient=wants_gradient)
     if wants_gradient and slope_CV is not None:
         exact_CV.mul_(slope_CV)
@@ -175,12 +183,12 @@ def _teacher_buffer(spec: LossSpec, buffer_CV: Tensor) -> Tensor | None:
     if not isinstance(spec.teacher, DenseTeacher):
         return None
     assert spec.teacher.head.num_columns == buffer_CV.shape[1], "teacher and student must share one vocabulary"
-    return spec.teacher.hidden_NH.new_empty(buffer_CV.shape)
+    return spec.teacher.head.weight_VH.new_empty(buffer_CV.shape)
 
 
 def _project_teacher(spec: LossSpec, chunk: slice, buffer_CV: Tensor | None) -> Tensor | None:
     if buffer_CV is None or not isinstance(spec.teacher, DenseTeacher):
         return None
     logits_CV = buffer_CV[: chunk.stop - chunk.start]
-    project_rows(spec.teacher.head, spec.teacher.hidden_NH[chunk], logits_CV)
+    project_rows(spec.teacher.head, spec.teacher.hidden_NH[chunk].to(logits_CV.dtype), logits_CV)
     return logits_CV

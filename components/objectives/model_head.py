@@ -81,6 +81,8 @@ def head_of(model: nn.Module) -> Head | str:
     # The class's forward is compared, not the class: a quantised layer is an nn.Linear too, FSDP2's is a subclass of its own.
     if not isinstance(projection, nn.Linear) or type(projection).forward is not nn.Linear.forward:
         return f"its head is a {type(projection).__name__}, not a plain linear layer"
+    if lm.base_model is lm:
+        return f"{type(lm).__name__} does not say which part of it is the backbone"
     config = lm.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon H1

@@ -16,10 +16,10 @@ LEARNABLE_SCORES = ("excess", "teacher_excess", "probability_gain", "mutual_info
 
 
 def warnings_of(objective: Objective, name: str, steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All warnings of the looks so far, each with the step it holds from. `name`: the objective's key in params.yaml."""
+    """All warnings of the looks so far, by the step that each holds from. `name`: the objective's key in params.yaml."""
     found = [_follows_noise(objective, name, steps)]
     found += [_weight_collapse(objective, name, steps, watched) for watched in dict.fromkeys((*WATCHED, *objective.protect))]
-    return [warning for warning in found if warning is not None]
+    return sorted((warning for warning in found if warning is not None), key=lambda warning: int(warning["step"]))
 
 
 def follows_noise_since(objective: Objective, steps: Sequence[dict[str, Any]]) -> int | None:

@@ -17,7 +17,7 @@ import torch
 
 from components.data.tokenized import FlatRows
 from components.evaluation.mask_explorer import render_explorer, write_explorer
-from components.evaluation.mask_outcomes import KEEPS, SELECTS, keep_threshold, slider_thresholds, table_rows
+from components.evaluation.mask_outcomes import KEEPS, SELECTS, keep_threshold, study, table_rows
 from components.evaluation.mask_tokens import (
     MAX_SOURCES,
     POSITIONS,
@@ -50,14 +50,18 @@ def table() -> TokenTable:
     return TokenTable({"teacher_nll": nll_N, "entropy": draw.integers(0, 30, NUM_TOKENS) / 10}, gradient_mass(-nll_N), groupings)
 
 
+def render(table: TokenTable) -> str:
+    return render_explorer(table, {score: study(table, score) for score in table.scores})
+
+
 @pytest.fixture(scope="module")
 def rows(table: TokenTable) -> list[dict[str, Any]]:
-    return table_rows(table)
+    return table_rows(table, {score: study(table, score) for score in table.scores})
 
 
 @pytest.fixture(scope="module")
 def page(table: TokenTable) -> str:
-    return render_explorer(table)
+    return render(table)
 
 
 def flat_rows(marks: list[list[bool]], sources: list[str] | None = None) -> FlatRows:
@@ -140,7 +144,7 @@ def test_the_threshold_of_a_keep_is_the_objective_s(table: TokenTable, select: A
 
 def test_the_slider_moves_in_steps_of_half_a_per_cent_and_shows_exact_shares(table: TokenTable, page: str) -> None:
     given = embedded(page)["teacher_nll"]
-    threshold_E = slider_thresholds(table.scores["teacher_nll"])
+    threshold_E = study(table, "teacher_nll").threshold_E
     assert given["thresholds"] == pytest.approx(threshold_E.tolist(), rel=1e-5)
     for select in SELECTS:
         shares = given[select]["tokens"][0]
@@ -184,14 +188,14 @@ def test_the_line_for_params_yaml_is_one_that_ballast_takes(page: str) -> None:
             assert resolve("my_mask", params).score == score
 
 
-def test_equal_tables_give_equal_bytes_and_a_summary(table: TokenTable, tmp_path: Path) -> None:
+def test_equal_tables_give_equal_bytes_and_a_summary(table: TokenTable, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     summary = write_explorer(tmp_path / "one", table)
     write_explorer(tmp_path / "two", table)
     for name in ("explorer.html", "table.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert summary["tokens"] == NUM_TOKENS and 0.5 < summary["gradient_mass_in_top_half_by_teacher_nll"] <= 1
     lines = list(csv.DictReader((tmp_path / "one" / "table.csv").read_text().splitlines()))
-    assert len(lines) == len(table_rows(table))
+    assert len(lines) == len(rows)
 
 
 def test_the_page_of_a_large_table_stays_small() -> None:
@@ -204,7 +208,7 @@ def test_the_page_of_a_large_table_stays_small() -> None:
         "position": Grouping(tuple(name for name, _ in POSITIONS), draw.integers(0, 5, size)),
     }
     table = TokenTable({"teacher_nll": nll_N, "entropy": nll_N[::-1]}, gradient_mass(-nll_N), groupings)
-    assert len(render_explorer(table).encode()) < 600_000
+    assert len(render(table).encode()) < 600_000
 
 
 # --- the groups a token is in ---------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ def post_train(
     model: Any = None,
     seed: int = 0,
     sink: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    validation: Any = (),
     **changes: Any,
 ) -> PostTrainingResult:
     return post_train_model(
@@ -132,6 +133,7 @@ def post_train(
         sink=sink,
         scores=SCORES,
         class_of_token_V=CLASS_OF_TOKEN,
+        validation=validation,
     )
 
 

@@ -32,7 +32,7 @@ SETTINGS = ProbeParams(every_steps=2, num_rows=8, num_examples=2)
 def probe_row(number: int, row: Row, cache: TeacherCacheReader) -> ProbeRow:
     """What the stage would know of a row; every third one has true laws."""
     labels = torch.tensor([token for token, target in zip(row.input_ids, row.is_target, strict=True) if target], dtype=torch.long)
-    record = cache.read(row.fingerprint, count_scored(row))
+    record = cache.read_targets(row.fingerprint, row.is_target)
     teacher = TeacherTargets(record["entry_ids"], record["entry_logprobs"], record["tail_logprob"], record["label_logprob"])
     laws = [{int(label): 0.5, 1: 0.5} if label > 25 else {int(label): 1.0} for label in labels]
     return ProbeRow(
