@@ -6,7 +6,8 @@
     │   ├── DataError            a data set: malformed row, wrong schema, nothing left; exit code 3
     │   └── ModelError           a base model or tokenizer: unknown architecture, no chat template, no safetensors
     ├── ArtifactError            something an earlier stage left is missing, damaged or half written
-    │   └── CacheMismatchError   the teacher cache belongs to other data, tokenizer, model or settings
+    │   ├── CacheMismatchError   the teacher cache belongs to other data, tokenizer, model or settings
+    │   └── ScoresMismatchError  the token scores belong to other data, or lack a column that is asked for
     ├── TrainingError            the training itself cannot go on (a loss that is not finite, for example)
     ├── TrackingError            the tracking server cannot be reached or refuses
     └── InterruptedStageError    the stage was told to stop and has kept its state; exit code 143
@@ -42,6 +43,10 @@ class ArtifactError(BallastError):
 
 class CacheMismatchError(ArtifactError):
     """The teacher cache was made for something else."""
+
+
+class ScoresMismatchError(ArtifactError):
+    """The token scores were made for something else."""
 
 
 class TrainingError(BallastError):

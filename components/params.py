@@ -18,6 +18,15 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 CellName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+RESERVED_COLUMNS = (
+    "reference_nll",
+    "reference_entropy",
+    "mutual_information",
+    "record_starts",
+    "record_names",
+    "fingerprint",
+)
+"""Names in artifacts/token_scores and in the rows of a user's file that mean something already."""
 
 
 class Section(BaseModel):
@@ -88,24 +97,30 @@ class TeacherCacheParams(Section):
 
 
 class TokenScoresParams(Section):
-    """Scores of training tokens that need other models: a reference's loss, an ensemble's disagreement, or your own column.
+    """Scores of training tokens that need other models: a reference's loss, an ensemble's disagreement, or your own columns.
 
     `cross_fit`: `num_members` students, each trained with plain fine-tuning on a random half of the rows; a token is scored by
-    the members that have not seen its row. `local`: one model folder is the reference.
+    the members that have not seen its row. `local`: the model folder at `reference_path` is the reference.
+    The paths are never null: DVC watches what lies there, used or not (as it does with data.path).
     """
 
     reference: Literal["none", "cross_fit", "local"] = "none"
-    reference_path: str | None = None
+    reference_path: str = "inputs/reference_model"
     num_members: Annotated[int, Field(ge=2, multiple_of=2)] = 4
-    num_steps: Count = 150
-    columns_path: str | None = None
-    """A .jsonl file: {"fingerprint": <of the row>, "<column>": [one number per target token]}."""
+    num_steps: Count = 100
+    columns: tuple[CellName, ...] = ()
+    """Names of your own columns, read from `columns_path`; none are read without a name."""
+    columns_path: str = "inputs/token_columns"
+    """A .jsonl file, or a folder of them: {"fingerprint": <of the row>, "<column>": [one number per target token]}."""
     seed: int = 0
 
     @model_validator(mode="after")
-    def _local_has_a_path(self) -> Self:
-        if (self.reference == "local") != (self.reference_path is not None):
-            raise ValueError("reference 'local' and reference_path go together; give both or neither")
+    def _columns_have_names_of_their_own(self) -> Self:
+        for name in self.columns:
+            if name in RESERVED_COLUMNS:
+                raise ValueError(f"columns: {name!r} is made by Ballast itself; give your column another name")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns must not repeat a name, found {list(self.columns)}")
         return self
 
 
@@ -122,6 +137,7 @@ class ObjectiveParams(Section):
         "uncertainty_aware",
         "uncertainty_aware_static",
         "excess_aware",
+        "gain_aware",
         "stm",
         "random_mask",
         "dft",

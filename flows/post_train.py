@@ -2,15 +2,23 @@
 
     python -m flows.post_train uncertainty_aware 0
 
-Takes the base, the training rows, the teacher cache, `objective.<preset>` and `training`. Leaves artifacts/models/<cell>/ and
-its curve. Checkpoints live under .work, keyed by all inputs: a killed run goes on, a changed one starts afresh.
+Takes the base, the training rows, the teacher cache, the token scores, `objective.<preset>`, `training` and `probe`. Leaves
+artifacts/models/<cell>/, its curve and artifacts/probes/<cell>.json. Checkpoints live under .work, keyed by all inputs: a killed
+run goes on, a changed one starts afresh.
 """
 
 import shutil
 from typing import Any
 
-from components.artifacts import CURVES, DATA, MODELS, TEACHER_CACHE, WORK, write_csv
-from components.params import ComputeParams, ObjectiveParams, TeacherCacheParams, TrainingParams
+from components.artifacts import CURVES, MODELS, PROBES, WORK, write_csv, write_json
+from components.params import (
+    ComputeParams,
+    ObjectiveParams,
+    ProbeParams,
+    TeacherCacheParams,
+    TokenScoresParams,
+    TrainingParams,
+)
 from flows.stage_runner import main
 
 
@@ -21,39 +29,30 @@ def post_train(
     objective: ObjectiveParams,
     training: TrainingParams,
     teacher_cache: TeacherCacheParams,
+    token_scores: TokenScoresParams,
+    probe: ProbeParams,
     compute: ComputeParams,
 ) -> dict[str, Any]:
-    from components.data.tokenized import read_split
-    from components.models import load_base_model, load_prepared_tokenizer, pad_token_id, save_model, select_device
-    from components.objectives.presets import resolve
-    from components.teacher_cache.identity import expected_identity
-    from components.teacher_cache.reader import TeacherCacheReader
+    from components.models import load_base_model, save_model, select_device
+    from components.objectives.resolve import resolve
     from components.tracking import record_training
-    from components.training.post_train import post_train_model, run_fingerprint
+    from components.training.inputs import load_inputs
+    from components.training.train_cell import run_fingerprint, train_cell
 
     name, device = f"{preset}-{seed}", select_device(compute)
-    resolved, identity = resolve(preset, objective), expected_identity(teacher_cache)
-    cache = TeacherCacheReader(TEACHER_CACHE, identity)
-    fingerprint = run_fingerprint(resolved, training, identity, seed)
-    tokenizer = load_prepared_tokenizer()
+    resolved, inputs = resolve(preset, objective), load_inputs(teacher_cache, token_scores, training)
+    fingerprint = run_fingerprint(resolved, training, inputs, seed, probe)
     work = WORK / "post_train" / f"{name}-{fingerprint[:16]}"
     with record_training(preset, seed, fingerprint, {"objective": vars(resolved), "training": training.model_dump()}) as recorder:
-        result = post_train_model(
-            load_base_model(),
-            read_split(DATA, "train"),
-            cache,
-            resolved,
-            training,
-            seed=seed,
-            device=device,
-            pad_token_id=pad_token_id(tokenizer),
-            work=work,
-            sink=recorder.log,
+        result = train_cell(
+            load_base_model(), inputs, resolved, training, probe, recorder.log, name=preset, seed=seed, device=device, work=work
         )
-        save_model(MODELS / name, result.model, tokenizer, fingerprint)
+        save_model(MODELS / name, result.model, inputs.tokenizer, fingerprint)
         write_csv(CURVES / f"{name}.csv", result.curve)
+        write_json(PROBES / f"{name}.json", result.probe)
     shutil.rmtree(work, ignore_errors=True)
-    return {"steps": training.num_steps, "nll": round(result.curve[-1]["nll"], 4), "resumed_at_step": result.resumed_at_step}
+    steps = result.curve[-1]["step"] if result.best_step is None else result.best_step
+    return {"steps": int(steps), "nll": round(result.curve[-1]["nll"], 4), "resumed_at_step": result.resumed_at_step}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def run_here(function: StageFunction, cell: list[str]) -> int:
     """Run the stage in this process; faults for people become one message and their exit code."""
     started = time.perf_counter()
     try:
-        arguments = bind_arguments(function, cell, load_params())
+        arguments = bind_arguments(function, cell, checked_params())
         result = tracked(function, cell)(**arguments) if os.environ.get("PREFECT_API_URL") else function(**arguments)
     except BallastError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,6 +62,15 @@ def run_here(function: StageFunction, cell: list[str]) -> int:
     write_timing(function.__name__, cell, {"work_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()})
     print(f"{'@'.join([function.__name__, '-'.join(cell)]).rstrip('@')}: " + ", ".join(f"{k} {v}" for k, v in result.items()))
     return 0
+
+
+def checked_params() -> Params:
+    """params.yaml, and every entry of `objective` checked now: not after an hour of stages before it."""
+    from components.objectives.resolve import resolve_all
+
+    params = load_params()
+    resolve_all(params)
+    return params
 
 
 def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> dict[str, Any]:

@@ -14,13 +14,18 @@ from components.evaluation.statistics import REPAIR, ItemScores, mean_interval, 
 from components.params import ComparisonParams
 
 OOD_PREFIX = "ood/"
+SET_METRICS = ("accuracy", "nll", "ece", "brier", "aurc", "drift_kl")
 METRICS: dict[str, dict[str, Any]] = {
     "in_domain_accuracy": {"unit": "share", "higher_is_better": True},
     "in_domain_nll": {"unit": "nats/token", "higher_is_better": False},
     "in_domain_ece": {"unit": "share", "higher_is_better": False},
+    "in_domain_brier": {"unit": "0 to 2", "higher_is_better": False},
+    "in_domain_aurc": {"unit": "share", "higher_is_better": False},
     "ood_accuracy": {"unit": "share", "higher_is_better": True},
     "ood_nll": {"unit": "nats/token", "higher_is_better": False},
     "ood_ece": {"unit": "share", "higher_is_better": False},
+    "ood_brier": {"unit": "0 to 2", "higher_is_better": False},
+    "ood_aurc": {"unit": "share", "higher_is_better": False},
     "in_domain_drift_kl": {"unit": "nats/token", "higher_is_better": False},
     "ood_drift_kl": {"unit": "nats/token", "higher_is_better": False},
     "nll_tracks_epistemic": {"unit": "Spearman", "higher_is_better": True},
@@ -29,7 +34,8 @@ METRICS: dict[str, dict[str, Any]] = {
 
 
 def compare_models(evaluations: list[dict[str, Any]], params: ComparisonParams, candidate: str) -> dict[str, Any]:
-    """The whole comparison as JSON: `methods`, `sets`, `differences`, `candidate`, `metric_descriptions`."""
+    """The whole comparison as JSON: `methods`, `sets`, `differences`, `candidate`, `metric_descriptions`, and two for the
+    section on uncertainty: `uncertainty_against` (law, reference or None) and `risk_coverage` (in-domain, per method)."""
     by_preset: dict[str, list[dict[str, Any]]] = {}
     for evaluation in evaluations:
         by_preset.setdefault(evaluation["preset"], []).append(evaluation)
@@ -46,7 +52,24 @@ def compare_models(evaluations: list[dict[str, Any]], params: ComparisonParams, 
         "candidate": choose_candidate(by_preset[candidate]),
         "metric_descriptions": METRICS,
         "confidence": params.confidence,
+        "uncertainty_against": uncertainty_against(evaluations),
+        "risk_coverage": {preset: _mean_risk_coverage(runs) for preset, runs in by_preset.items()},
     }
+
+
+def uncertainty_against(evaluations: list[dict[str, Any]]) -> str | None:
+    """What the in-domain uncertainty scores were told from: the true law, a reference model, or nothing."""
+    tables = [evaluation["sets"]["in_domain"]["uncertainty"] for evaluation in evaluations]
+    return next((str(table.get("against", "law")) for table in tables if table), None)
+
+
+def _mean_risk_coverage(runs: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """In-domain risk at each coverage, mean over seeds (which answer the same tokens, so at the same coverages)."""
+    curves = [run["sets"]["in_domain"].get("risk_coverage", []) for run in runs]
+    return [
+        {"coverage": points[0]["coverage"], "risk": float(np.mean([point["risk"] for point in points]))}
+        for points in zip(*curves, strict=True)
+    ]
 
 
 def model_metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
@@ -54,7 +77,7 @@ def model_metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     sets = evaluation["sets"]
     ood = [result for name, result in sets.items() if name.startswith(OOD_PREFIX)]
     figures: dict[str, float | None] = {}
-    for metric in ("accuracy", "nll", "ece", "drift_kl"):
+    for metric in SET_METRICS:
         figures[f"in_domain_{metric}"] = sets["in_domain"]["metrics"][metric]["value"]
         values = [result["metrics"][metric]["value"] for result in ood]
         present = [value for value in values if value is not None]
@@ -78,7 +101,7 @@ def _set_row(name: str, by_preset: Mapping[str, list[dict[str, Any]]]) -> dict[s
     row: dict[str, dict[str, float | None]] = {}
     for preset, runs in by_preset.items():
         row[preset] = {}
-        for metric in ("accuracy", "nll", "ece", "drift_kl"):
+        for metric in SET_METRICS:
             values = [run["sets"][name]["metrics"][metric]["value"] for run in runs]
             present = [value for value in values if value is not None]
             row[preset][metric] = float(np.mean(present)) if present else None

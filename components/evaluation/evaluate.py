@@ -1,4 +1,4 @@
-"""All figures of one model: per set nll, accuracy, calibration, drift; uncertainty scores against the truth; results per item.
+"""All figures of one model: per set nll, accuracy, calibration, selective prediction, drift; uncertainty; results per item.
 
 Figures are sums over tokens or items, divided once. Each carries unit, n, standard error and whether higher is better.
 """
@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from components.errors import ModelError
 from components.evaluation.items import EvaluationItem
 from components.evaluation.likelihood import TokenStatistics, join, score_rows
+from components.evaluation.uncertainty_table import uncertainty_against_truth
 from components.params import EvaluationParams
-from components.uncertainty.calibration import expected_calibration_error, rank_correlation, reliability_curve
+from components.uncertainty.calibration import expected_calibration_error, reliability_curve
+from components.uncertainty.selective import (
+    area_under_risk_coverage,
+    excess_area_under_risk_coverage,
+    risk_coverage_curve,
+)
+
+MAX_CURVE_POINTS = 50
 
 
 @dataclass(frozen=True)
@@ -38,16 +46,26 @@ class ItemResult:
 
 
 def evaluate_sets(
-    model: nn.Module, base: nn.Module, sets: Mapping[str, Sequence[EvaluationItem]], params: EvaluationParams
+    model: nn.Module,
+    base: nn.Module,
+    sets: Mapping[str, Sequence[EvaluationItem]],
+    params: EvaluationParams,
+    reference: nn.Module | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Set name -> figures, reliability curve, uncertainty against the truth, item results. Both models are only read."""
-    model.eval()
-    base.eval()
-    return {name: _evaluate_set(model, base, name, items, params) for name, items in sets.items()}
+    """Set name -> figures, reliability and risk-coverage curves, uncertainty against the truth (or, where that is not known,
+    against the reference, a model that has learned the task), item results. All models are only read."""
+    for one in (model, base, *([] if reference is None else [reference])):
+        one.eval()
+    return {name: _evaluate_set(model, base, name, items, params, reference) for name, items in sets.items()}
 
 
 def _evaluate_set(
-    model: nn.Module, base: nn.Module, name: str, items: Sequence[EvaluationItem], params: EvaluationParams
+    model: nn.Module,
+    base: nn.Module,
+    name: str,
+    items: Sequence[EvaluationItem],
+    params: EvaluationParams,
+    reference: nn.Module | None,
 ) -> dict[str, Any]:
     rows = [row for item in items for row in item.rows]
     scored = iter(score_rows(model, base, rows, params.batch_tokens))
@@ -57,12 +75,20 @@ def _evaluate_set(
     _refuse_not_finite(join([statistics for one in by_item for statistics in one]), name)
     results = [_item_result(item, statistics) for item, statistics in zip(items, by_item, strict=True)]
     curve = reliability_curve(tokens.confidence, tokens.is_correct, params.num_ece_bins)
-    drift_sums = [float(one.drift_kl.double().sum()) for one in gold]
-    figures = _figures(results, drift_sums, expected_calibration_error(curve))
+    error_N = 1 - tokens.is_correct.double()
+    figures = {
+        **_figures(results, gold),
+        **_calibration_figures(tokens.confidence, error_N, expected_calibration_error(curve)),
+    }
+    of_reference = None
+    if reference is not None:
+        gold_rows = [item.rows[item.gold] for item in items]
+        of_reference = join(score_rows(reference, reference, gold_rows, params.batch_tokens))
     return {
         "metrics": {metric: asdict(figure) for metric, figure in figures.items()},
         "reliability": [asdict(bin_) for bin_ in curve],
-        "uncertainty": uncertainty_against_truth(tokens),
+        "risk_coverage": [asdict(point) for point in risk_coverage_curve(tokens.confidence, error_N, MAX_CURVE_POINTS)],
+        "uncertainty": uncertainty_against_truth(tokens, of_reference),
         "items": [asdict(result) for result in results],
     }
 
@@ -96,17 +122,29 @@ def is_determined(tokens: TokenStatistics) -> Tensor:
     return tokens.true_entropy.isnan() | (tokens.true_entropy == 0)
 
 
-def _figures(results: list[ItemResult], drift_sums: list[float], ece: float | None) -> dict[str, Figure]:
+def _figures(results: list[ItemResult], gold: list[TokenStatistics]) -> dict[str, Figure]:
+    """Ratios of sums over items."""
     num_tokens = [result.num_tokens for result in results]
     num_scored = [result.num_scored for result in results]
     nll = _ratio([result.nll_sum for result in results], num_tokens)
     accuracy = _ratio([result.num_correct for result in results], num_scored)
-    drift = _ratio(drift_sums, num_tokens)
+    drift = _ratio([float(one.drift_kl.double().sum()) for one in gold], num_tokens)
+    brier = _ratio([float(one.brier.double().sum()) for one in gold], num_tokens)
     return {
         "nll": Figure(nll[0], "nats/token", sum(num_tokens), nll[1], False),
         "accuracy": Figure(accuracy[0], "share", sum(num_scored), accuracy[1], True),
-        "ece": Figure(ece, "share", sum(num_tokens), None, False),
+        "brier": Figure(brier[0], "0 to 2", sum(num_tokens), brier[1], False),
         "drift_kl": Figure(drift[0], "nats/token", sum(num_tokens), drift[1], False),
+    }
+
+
+def _calibration_figures(confidence_N: Tensor, error_N: Tensor, ece: float | None) -> dict[str, Figure]:
+    """Figures of all target tokens together, which no sum over items gives: they have no standard error."""
+    area = area_under_risk_coverage(confidence_N, error_N)
+    excess = excess_area_under_risk_coverage(confidence_N, error_N)
+    return {
+        name: Figure(value, "share", len(error_N), None, False)
+        for name, value in (("ece", ece), ("aurc", area), ("excess_aurc", excess))
     }
 
 
@@ -121,24 +159,3 @@ def _ratio(numerators: list[float], denominators: Sequence[float]) -> tuple[floa
         return ratio, None
     residuals = sum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
     return ratio, math.sqrt(residuals * count / (count - 1)) / total
-
-
-def uncertainty_against_truth(tokens: TokenStatistics) -> dict[str, Any] | None:
-    """How scores rank the true epistemic (KL(truth || model)) and aleatoric (entropy of the truth) uncertainty; else None.
-
-    Only tokens whose law is known count. Realised nll follows the first early in training and the second late.
-    """
-    known_N = ~tokens.true_entropy.isnan()
-    if not bool(known_N.any()):
-        return None
-    known = tokens.keep(known_N)
-    scores = {"student_nll": known.nll, "entropy": known.entropy}
-    return {
-        "num_tokens": int(known_N.sum()),
-        "mean_true_kl": float(known.true_kl.mean()),
-        "mean_true_entropy": float(known.true_entropy.mean()),
-        "rank_correlation": {
-            name: {"epistemic": rank_correlation(score, known.true_kl), "aleatoric": rank_correlation(score, known.true_entropy)}
-            for name, score in scores.items()
-        },
-    }

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from components.evaluation.items import ItemRow, Law
+from components.uncertainty.calibration import law_brier
 from components.uncertainty.scores import kl_divergence, token_entropy, token_nll
+from components.uncertainty.truth import against_laws
 
 CHUNK_ENTRIES = 1 << 26
 """How many logits are turned into statistics at a time: 256 MiB in fp32, of which a few copies are made."""
@@ -19,12 +21,14 @@ CHUNK_ENTRIES = 1 << 26
 @dataclass(frozen=True)
 class TokenStatistics:
     """Per target token [N], on the CPU: nll and entropy in nats, whether the label is the first choice, the confidence in the
-    first choice, KL(base || model) in nats; against the true law where known (else NaN): its entropy and KL(truth || model)."""
+    first choice, the Brier score of the whole law, KL(base || model) in nats; against the true law where known (else NaN): its
+    entropy and KL(truth || model)."""
 
     nll: Tensor
     entropy: Tensor
     is_correct: Tensor
     confidence: Tensor
+    brier: Tensor
     drift_kl: Tensor
     true_entropy: Tensor
     true_kl: Tensor
@@ -92,28 +96,14 @@ def _token_statistics(logits_NV: Tensor, base_logits_NV: Tensor, labels_N: Tenso
     logprobs_NV = logits_NV.float().log_softmax(1)
     base_NV = base_logits_NV.float().log_softmax(1)
     best_N = logprobs_NV.max(1)
-    true_entropy_N, true_kl_N = _against_truth(laws, logprobs_NV)
+    true_entropy_N, true_kl_N = against_laws(laws, logprobs_NV)
     return TokenStatistics(
         nll=token_nll(logprobs_NV, labels_N).cpu(),
         entropy=token_entropy(logprobs_NV).cpu(),
         is_correct=(best_N.indices == labels_N).cpu(),
         confidence=best_N.values.exp().cpu(),
+        brier=law_brier(logprobs_NV, labels_N).cpu(),
         drift_kl=kl_divergence(base_NV, logprobs_NV).cpu(),
         true_entropy=true_entropy_N,
         true_kl=true_kl_N,
     )
-
-
-def _against_truth(laws: Sequence[Law | None], logprobs_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy of the true law and KL(truth || model) of each target, [N]; NaN where the law is not known."""
-    width = max((len(law) for law in laws if law is not None), default=0)
-    if not width:
-        unknown_N = torch.full((len(laws),), float("nan"))
-        return unknown_N, unknown_N
-    ids_NW = torch.tensor([[*(law or ()), *[0] * (width - len(law or ()))] for law in laws])
-    true_NW = torch.tensor([[*(law or {}).values(), *[0.0] * (width - len(law or ()))] for law in laws])
-    gap_NW = true_NW.log() - logprobs_NV.gather(1, ids_NW.to(logprobs_NV.device)).cpu()
-    known_N = torch.tensor([law is not None for law in laws])
-    entropy_N = torch.special.entr(true_NW).sum(1).masked_fill(~known_N, float("nan"))
-    divergence_N = torch.where(true_NW > 0, true_NW * gap_NW, 0.0).sum(1)
-    return entropy_N, divergence_N.masked_fill(~known_N, float("nan"))

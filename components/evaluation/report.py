@@ -13,7 +13,15 @@ from components.artifacts import write_csv, write_json, write_text
 from components.evaluation.page import render_page
 from components.evaluation.probes import NO_PROBES, Probes
 from components.evaluation.report_curriculum import curriculum
-from components.evaluation.report_figures import Curves, curve_panels, method_index, pareto_png, pareto_points, pareto_svg
+from components.evaluation.report_figures import (
+    Curves,
+    curve_panels,
+    method_index,
+    pareto_png,
+    pareto_points,
+    pareto_svg,
+    risk_panels,
+)
 from components.evaluation.report_tables import curve_rows, follows_noise, mean_metrics, metric_columns, model_rows, set_table
 from components.evaluation.report_verdict import (
     against_sft_kl,
@@ -81,5 +89,7 @@ def render_html(comparison: dict[str, Any], curves: Curves, context: ReportConte
         set_tables=[set_table(comparison, "accuracy", True), set_table(comparison, "nll", False)],
         panels=curve_panels(comparison, curves),
         follows_noise=follows_noise(comparison),
+        uncertainty_against=comparison["uncertainty_against"],
+        risk_panels=risk_panels(comparison),
         curriculum=curriculum(comparison, probes),
     )

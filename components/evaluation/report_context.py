@@ -4,7 +4,8 @@ from typing import Any
 
 from components.artifacts import BASE_MODEL, read_json
 from components.evaluation.report import ReportContext
-from components.objectives.presets import Objective, resolve
+from components.objectives.objective import Objective
+from components.objectives.resolve import resolve
 from components.params import ObjectiveParams
 
 
@@ -25,16 +26,34 @@ def describe_run(objectives: dict[str, ObjectiveParams], counts: dict[str, Any])
 
 def describe_objective(objective: Objective) -> str:
     """The loss of one preset in a line."""
-    selected = {
-        "all": "every token",
-        "random": f"{objective.keep:.0%} of the tokens by chance",
-        "high": f"the {objective.keep:.0%} with the highest {objective.score}",
-        "low": f"the {objective.keep:.0%} with the lowest {objective.score}",
-    }[objective.select]
-    if objective.threshold_nats is not None:
-        selected = f"tokens with {objective.score} beyond {objective.threshold_nats} nats"
-    learned = f"maximum likelihood on {selected}"
+    weight = {"none": "", "probability": ", each weighed by its own probability", "entropy": ", each weighed by its entropy"}
+    learned = f"maximum likelihood on {_selected(objective)}{weight[objective.token_weight]}"
+    if objective.protect:
+        learned += f" and on every {', '.join(objective.protect).replace('_', ' ')} token"
     if not objective.distils:
         return learned
-    distilled = {"rest": "the rest", "all": "every token", "selected": "the same tokens"}[objective.distil_on]
-    return f"{learned}, plus {objective.distil_weight:g} x KL(base || student) on {distilled}"
+    on = {"rest": "the rest", "all": "every token", "selected": "the same tokens", "none": "no answer token"}
+    distilled = on[objective.distil_on]
+    prompt = " and on the prompt" if objective.prompt_tokens == "distil_only" else ""
+    weight_text = f"{objective.distil_weight:g}"
+    if objective.distil_weight_final is not None:
+        weight_text += f" to {objective.distil_weight_final:g}"
+    divergence = {
+        "forward_kl": "KL(base || student)",
+        "reverse_kl": "KL(student || base)",
+        "jsd": "JSD(base, student)",
+        "skew": "skewed KL(base || student)",
+    }[objective.divergence]
+    return f"{learned}, plus {weight_text} x {divergence} on {distilled}{prompt}"
+
+
+def _selected(objective: Objective) -> str:
+    if objective.select == "all":
+        return "every token"
+    if objective.select == "random":
+        return f"{objective.keep:.0%} of the tokens by chance"
+    score = objective.column if objective.score == "column" else objective.score
+    if objective.threshold is not None:
+        unit = " nats" if objective.threshold_nats is not None else ""
+        return f"tokens with {score} {'at least' if objective.select == 'high' else 'at most'} {objective.threshold:.3g}{unit}"
+    return f"the {objective.keep:.0%} with the {'highest' if objective.select == 'high' else 'lowest'} {score}"

@@ -116,6 +116,21 @@ def curve_panels(comparison: Mapping[str, Any], curves: Curves) -> list[dict[str
     return panels
 
 
+def risk_panels(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Method -> its in-domain risk-coverage curve (both in per cent), all on the same scale; the base, which answers at
+    random what it was never taught, is left out."""
+    curves = {
+        name: [(100 * point["coverage"], 100 * point["risk"]) for point in points]
+        for name, points in comparison["risk_coverage"].items()
+        if points and name != "base"
+    }
+    highest = max((risk for curve in curves.values() for _, risk in curve), default=0.0)
+    limits = (-0.04 * highest, 1.06 * highest or 1.0)
+    return {
+        name: curve_svg(curves, name, method_index(comparison, name), limits, "In-domain risk", "coverage") for name in curves
+    }
+
+
 def mean_curve(runs: Sequence[Sequence[Mapping[str, float]]], column: str) -> list[tuple[float, float]]:
     """(step, mean over the runs that logged it), long curves thinned to means of neighbouring steps."""
     by_step: dict[float, list[float]] = {}
@@ -141,7 +156,14 @@ def pareto_svg(points: Sequence[ParetoPoint], width: int, height: int) -> str:
     return _to_inline_svg(figure, f"pareto-{width}", "In-domain accuracy against OOD accuracy, one point per method")
 
 
-def curve_svg(curves: Mapping[str, Curve], highlighted: str, index: int, limits: tuple[float, float], label: str) -> str:
+def curve_svg(
+    curves: Mapping[str, Curve],
+    highlighted: str,
+    index: int,
+    limits: tuple[float, float],
+    label: str,
+    across: str = "steps",
+) -> str:
     """One small panel: the highlighted method's curve in its colour, the others behind it in grey."""
     figure = Figure(figsize=(250 / 72, 160 / 72), dpi=72)
     axes = figure.add_axes((0.15, 0.17, 0.81, 0.78))
@@ -155,7 +177,7 @@ def curve_svg(curves: Mapping[str, Curve], highlighted: str, index: int, limits:
         axes.plot(steps, values, color=colour, lw=width, alpha=alpha, zorder=order)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    return _to_inline_svg(figure, f"{label}-{highlighted}", f"{label} of {highlighted} over steps")
+    return _to_inline_svg(figure, f"{label}-{highlighted}", f"{label} of {highlighted} over {across}")
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,10 @@ class Objective:
         return self.scores and self.score in STATIC_SCORES and (self.scope == "dataset" or self.threshold is not None)
 
     @property
-    def entropy(self) -> Literal["none", "full", "top"]:
+    def entropy(self) -> Literal["none", "full", "top20"]:
         """Which entropy of the student's law the weights need."""
         if self.token_weight == "entropy":
-            return "top"
+            return "top20"
         return "full" if self.scores and self.score == "entropy" else "none"
 
     def distil_weight_at(self, step: int, num_steps: int) -> float:

@@ -19,6 +19,9 @@ PRESETS: dict[str, Objective] = {
     # The same with the excess over a reference that has learned the task: what the student can still learn
     # (reducible holdout loss, Mindermann et al. 2022, arXiv 2206.07137; Rho-1, Lin et al. 2024, arXiv 2404.07965).
     "excess_aware": Objective(score="excess"),
+    # Ours (docs/study-better-method.md): maximum likelihood where a cross-fitted reference gives the label at least .1 more
+    # probability than the base does, so on what can be learned and is not chance; self-distillation on the rest and the prompt.
+    "gain_aware": Objective(score="probability_gain", threshold_value=0.1, prompt_tokens="distil_only"),
     # Selective token masking: only tokens whose perplexity under the base is at most 2.5 (Wu et al. 2025, arXiv 2501.14315).
     "stm": Objective(select="low", score="teacher_nll", scope="dataset", threshold_nats=math.log(2.5), distil_on="none"),
     # Control for masked_mle: as many tokens, chosen by chance.

@@ -54,8 +54,8 @@ def warnings_of(objective: Objective) -> list[str]:
     found = []
     if objective.is_static and objective.distil_on == "none" and objective.select == "high":
         found.append(
-            "a static mask without distillation: the unselected tokens are never trained, so the most likely of them is driven to "
-            "probability 0 (docs/objective.md). Set distil_on: rest, or a score of the student"
+            "a static mask without distillation: the unselected tokens are never trained, so the most likely of them is driven "
+            "to probability 0 (docs/objective.md). Set distil_on: rest, or a score of the student"
         )
     if objective.scores and objective.score == "student_nll" and objective.select == "high" and objective.threshold is not None:
         found.append(
@@ -93,6 +93,7 @@ def _replacing_thresholds(preset: Objective, given: dict[str, Any]) -> dict[str,
 def _refuse_selection(cell: _Cell, objective: Objective) -> None:
     if objective.select == "random":
         cell.refuse(("score", "column", "threshold_nats", "threshold_value", "scope"), "random selection has no score")
+        cell.refuse(("warmup_steps",), "a mask by chance knows as much at the first step as later")
     if "threshold_nats" in cell.given and "threshold_value" in cell.given:
         raise cell.fault("threshold_nats", "threshold_nats and threshold_value exclude each other; remove one")
     for knob in ("threshold_nats", "threshold_value"):
@@ -142,10 +143,16 @@ def _refuse_missing_scores(name: str, objective: Objective, scores: TokenScoresP
         raise ParamsError(
             f"{place} needs a reference model; set token_scores.reference: cross_fit (or local, with reference_path)"
         )
-    if objective.score == "mutual_information" and scores.reference != "cross_fit":
-        raise ParamsError(f"{place} needs an ensemble; set token_scores.reference: cross_fit")
-    if objective.score == "column" and scores.columns_path is None:
-        raise ParamsError(f"{place} needs token_scores.columns_path, the file that holds column {objective.column!r}")
+    if objective.score == "mutual_information" and (scores.reference != "cross_fit" or scores.num_members < 4):
+        raise ParamsError(
+            f"{place} needs an ensemble: two members that have not seen the row; set token_scores.reference: cross_fit and "
+            "num_members: 4 or more"
+        )
+    if objective.score == "column" and objective.column not in scores.columns:
+        raise ParamsError(
+            f"{place} needs column {objective.column!r}, token_scores.columns names {list(scores.columns)}; add it there, "
+            f"and its numbers to {scores.columns_path}"
+        )
 
 
 def _refuse_cache(name: str, objective: Objective, cache: TeacherCacheParams) -> None:

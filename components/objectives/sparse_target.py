@@ -24,6 +24,12 @@ class TeacherTargets:
     tail_logprob_N: Tensor
     label_logprob_N: Tensor
 
+    def rows(self, rows: slice) -> "TeacherTargets":
+        """The same of some of the tokens: views, no copies."""
+        return TeacherTargets(
+            self.entry_ids_NK[rows], self.entry_logprobs_NK[rows], self.tail_logprob_N[rows], self.label_logprob_N[rows]
+        )
+
 
 def sparse_kl(logits_NV: Tensor, teacher: TeacherTargets, temperature: float) -> Tensor:
     """T^2 * KL(teacher || student) over the K entries and the tail, [N]; >= 0, gradient through the student only.
@@ -43,7 +49,8 @@ def sparse_kl(logits_NV: Tensor, teacher: TeacherTargets, temperature: float) ->
 
 def normalise(teacher: TeacherTargets) -> Tensor:
     """Teacher logprobs of K entries and the tail, [N, K+1], rescaled to sum to one after rounding to 16 bits."""
-    buckets_NB = torch.cat([teacher.entry_logprobs_NK, teacher.tail_logprob_N[:, None]], dim=1).float()
+    buckets_NB = torch.cat([teacher.entry_logprobs_NK, teacher.tail_logprob_N[:, None]], dim=1)
+    buckets_NB = buckets_NB.to(torch.promote_types(buckets_NB.dtype, torch.float32))  # float64 stays: gradcheck needs it
     buckets_NB = buckets_NB.clamp(min=MASKED_LOGIT)
     return buckets_NB - buckets_NB.logsumexp(1, keepdim=True)
 

@@ -5,7 +5,8 @@
       shard-00000.safetensors   tensors of many records, one after the other
 
 A record is one training row, addressed by its fingerprint (token ids and target marks), so the cache does not depend on
-batch size, order, seed or number of ranks. Per target token n (N tokens in a shard, R records, K entries):
+batch size, order, seed or number of ranks. Per target token n (with `positions: all` per predicted token, prompt included;
+N tokens in a shard, R records, K entries):
 
     entry_ids       [N, K]   int32     the top K tokens of the full softmax at `temperature`
     entry_logprobs  [N, K]   float16   their logprobs
@@ -28,7 +29,7 @@ from typing import Any
 from components.artifacts import fingerprint_json, read_json, write_json
 from components.errors import ArtifactError, CacheMismatchError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 REPAIR = "dvc repro -f -s cache_teacher"
 
@@ -43,6 +44,7 @@ class CacheIdentity:
     num_entries: int
     temperature: float
     precision: str
+    positions: str = "targets"
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -15,4 +15,5 @@ def expected_identity(params: TeacherCacheParams) -> CacheIdentity:
         num_entries=params.num_entries,
         temperature=params.temperature,
         precision=params.precision,
+        positions=params.positions,
     )

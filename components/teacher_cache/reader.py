@@ -1,6 +1,7 @@
 """Reading the teacher cache: random access by record fingerprint, refused unless it was made for exactly this run."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class TeacherCacheReader:
             self._places[names[record].tobytes().hex()] = _Place(number, start, stop)
         self._shards.append({name: shard.get_slice(name) for name in COLUMNS})
 
+    @property
+    def holds_prompt(self) -> bool:
+        """Its records have the laws at prompt positions too, not only those of target tokens."""
+        return self.manifest.identity.positions == "all"
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -59,10 +65,17 @@ class TeacherCacheReader:
         place = self._places.get(fingerprint)
         if place is None or place.stop - place.start != num_targets:
             raise CacheMismatchError(
-                f"record {fingerprint} ({num_targets} targets) is not in {self._folder}, which was made for data "
+                f"record {fingerprint} ({num_targets} tokens) is not in {self._folder}, which was made for data "
                 f"{self.manifest.identity.data_fingerprint}. Run: dvc repro cache_teacher"
             )
         return {name: column[place.start : place.stop] for name, column in self._shards[place.shard].items()}
+
+    def read_targets(self, fingerprint: str, is_target: Sequence[bool]) -> dict[str, Tensor]:
+        """The columns of one record's target tokens, whatever else the cache holds of it."""
+        if not self.holds_prompt:
+            return self.read(fingerprint, sum(is_target[1:]))
+        is_target_N = torch.tensor(is_target[1:])
+        return {name: values[is_target_N] for name, values in self.read(fingerprint, len(is_target) - 1).items()}
 
     def column(self, name: str) -> Tensor:
         """One per-token column over the whole cache, in shard order (for thresholds and histograms)."""

@@ -38,6 +38,11 @@ def count_targets(row: CacheRow) -> int:
     return sum(row.is_target[1:])
 
 
+def count_kept(row: CacheRow, positions: str) -> int:
+    """Tokens whose laws the cache keeps: the targets, or all that something predicts."""
+    return count_targets(row) if positions == "targets" else len(row.input_ids) - 1
+
+
 @dataclass(frozen=True)
 class CaptureSettings:
     batch_tokens: int
@@ -57,19 +62,19 @@ def write_cache(
     work = work / fingerprint_json({**asdict(identity), "shard_tokens": settings.shard_tokens})
     work.mkdir(parents=True, exist_ok=True)
     distinct = list({row.fingerprint: index for index, row in enumerate(rows)}.values())
-    shards = plan_shards([rows[index] for index in distinct], settings.shard_tokens)
-    num_tokens = sum(count_targets(row) for shard in shards for row in shard)
+    shards = plan_shards([rows[index] for index in distinct], settings.shard_tokens, identity.positions)
+    num_tokens = sum(count_kept(row, identity.positions) for shard in shards for row in shard)
     model.eval()
     with tqdm(total=num_tokens, unit="tok", desc="cache_teacher") as progress:
         for number, shard in enumerate(shards):
             if not _is_finished(work, number):
                 _write_shard(work, number, _capture_shard(model, shard, identity, settings.batch_tokens))
-            progress.update(sum(count_targets(row) for row in shard))
+            progress.update(sum(count_kept(row, identity.positions) for row in shard))
     return _publish(work, target, len(shards), identity, num_tokens, len(distinct), _vocabulary_size(model))
 
 
-def plan_shards(rows: Sequence[CacheRow], shard_tokens: int) -> list[list[CacheRow]]:
-    """Rows in order, a new shard as soon as the last one holds `shard_tokens` target tokens."""
+def plan_shards(rows: Sequence[CacheRow], shard_tokens: int, positions: str = "targets") -> list[list[CacheRow]]:
+    """Rows in order, a new shard as soon as the last one holds `shard_tokens` tokens."""
     shards: list[list[CacheRow]] = [[]]
     size = 0
     for row in rows:
@@ -77,7 +82,7 @@ def plan_shards(rows: Sequence[CacheRow], shard_tokens: int) -> list[list[CacheR
             shards.append([])
             size = 0
         shards[-1].append(row)
-        size += count_targets(row)
+        size += count_kept(row, positions)
     return shards
 
 
@@ -88,7 +93,7 @@ def _capture_shard(model: torch.nn.Module, rows: list[CacheRow], identity: Cache
         for index, tokens in zip(batch, _capture_batch(model, [rows[i] for i in batch], identity), strict=True):
             captured[index] = tokens
     columns = concatenate([captured[index] for index in range(len(rows))])
-    counts = torch.tensor([0, *(count_targets(row) for row in rows)])
+    counts = torch.tensor([0, *(count_kept(row, identity.positions) for row in rows)])
     names = torch.tensor([list(bytes.fromhex(row.fingerprint)) for row in rows], dtype=torch.uint8)
     return {**columns, "record_starts": counts.cumsum(0), "record_names": names}
 
@@ -111,6 +116,8 @@ def _capture_batch(model: torch.nn.Module, rows: list[CacheRow], identity: Cache
     input_BT = torch.tensor([[*row.input_ids, *[0] * (width - len(row.input_ids))] for row in rows], device=device)
     present_BT = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows], device=device)
     target_BT = torch.tensor([[*row.is_target, *[False] * (width - len(row.is_target))] for row in rows], device=device)[:, 1:]
+    if identity.positions == "all":
+        target_BT = present_BT[:, 1:] > 0
     logits_BTV = model(input_ids=input_BT, attention_mask=present_BT, use_cache=False).logits[:, :-1]
     tokens = capture_tokens(logits_BTV[target_BT], input_BT[:, 1:][target_BT], identity.num_entries, identity.temperature)
     counts_B = target_BT.sum(1)

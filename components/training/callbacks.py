@@ -21,6 +21,16 @@ MetricSink = Callable[[int, dict[str, float]], None]
 OBJECTIVE_STATE = "objective_state.json"
 
 
+class Observer(TrainerCallback):
+    """A callback with a state that travels in the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
 class ObjectiveCallback(TrainerCallback):
     """Moves the threshold after each step, keeps the objective's state in the checkpoint, seals it; logs the last step too."""
 
@@ -40,8 +50,10 @@ class ObjectiveCallback(TrainerCallback):
             write_json(folder / OBJECTIVE_STATE, objective_state)
             seal_checkpoint(folder)
 
-    def restore(self, checkpoint: Path) -> None:
-        self._trainer.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
+
+def restore_objective(trainer: "ObjectiveTrainer", checkpoint: Path) -> None:
+    """Give the trainer the objective's state of a checkpoint."""
+    trainer.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
 
 
 class MetricSinkCallback(TrainerCallback):

@@ -1,32 +1,76 @@
-"""From rows to a micro-batch: right-padded token ids, labels, and the teacher's columns of every target token.
+"""From rows to a micro-batch: token ids, labels, and the columns of every predicted token (teacher's laws, token scores).
 
-Shapes: B rows, T positions, N = target tokens of the micro-batch in row-major order, K cached entries.
+Shapes: N = predicted tokens of the micro-batch in row-major order, K cached entries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from components.artifacts import fingerprint_row
-from components.data.batching import pad_rows
+from components.data.batching import pack_rows, pad_rows
 from components.teacher_cache.reader import TeacherCacheReader
 from components.teacher_cache.writer import CacheRow, count_targets
 
 TEACHER_COLUMNS = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob")
+TEACHER_PREFIX, SCORE_PREFIX = "teacher_", "score_"
+
+
+class ScoreSource(Protocol):
+    """What holds scores per target token; components.token_scores.reader.TokenScoreReader does."""
+
+    def read(self, fingerprint: str, num_targets: int) -> Mapping[str, Tensor]: ...
 
 
 class TeacherCollator:
-    """Pads rows; with a cache, adds `teacher_*` tensors. Each row's record is looked up by its actual token ids."""
+    """Pads or packs rows; with a cache adds `teacher_*`, with scores `score_<column>`.
 
-    def __init__(self, pad_token_id: int, cache: TeacherCacheReader | None) -> None:
+    Each row's record is looked up by its actual token ids. A cache of all positions (`positions: all`) also has the prompt's:
+    `with_prompt` says whether the objective wants them.
+    """
+
+    def __init__(
+        self,
+        pad_token_id: int,
+        cache: TeacherCacheReader | None,
+        *,
+        scores: ScoreSource | None = None,
+        columns: Sequence[str] = (),
+        packing: bool = False,
+        with_prompt: bool = False,
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.cache = cache
+        self.scores = scores
+        self.columns = tuple(columns)
+        self.packing = packing
+        self.with_prompt = with_prompt
 
     def __call__(self, rows: Sequence[CacheRow]) -> dict[str, Tensor]:
-        batch = pad_rows(rows, self.pad_token_id)
-        if self.cache is None:
-            return batch
-        records = [self.cache.read(fingerprint_row(row.input_ids, row.is_target), count_targets(row)) for row in rows]
-        teacher = {f"teacher_{name}": torch.cat([record[name] for record in records]) for name in TEACHER_COLUMNS}
-        return {**batch, **teacher}
+        batch = pack_rows(rows) if self.packing else pad_rows(rows, self.pad_token_id)
+        names = [fingerprint_row(row.input_ids, row.is_target) for row in rows]
+        if self.cache is not None:
+            records = [self._teacher(self.cache, row, name) for row, name in zip(rows, names, strict=True)]
+            batch |= {f"{TEACHER_PREFIX}{name}": torch.cat([record[name] for record in records]) for name in TEACHER_COLUMNS}
+        if self.columns:
+            assert self.scores is not None, "columns come from artifacts/token_scores"
+            found = [self._scores(self.scores, row, name) for row, name in zip(rows, names, strict=True)]
+            batch |= {f"{SCORE_PREFIX}{name}": torch.cat([record[name] for record in found]) for name in self.columns}
+        return batch
+
+    def _teacher(self, cache: TeacherCacheReader, row: CacheRow, name: str) -> dict[str, Tensor]:
+        """Columns of the row's predicted tokens: its targets, or all of them."""
+        return cache.read(name, len(row.input_ids) - 1) if self.with_prompt else cache.read_targets(name, row.is_target)
+
+    def _scores(self, scores: ScoreSource, row: CacheRow, name: str) -> dict[str, Tensor]:
+        """Scores are of targets; a prompt token that is only distilled has none, and 0 in its place is never looked at."""
+        record = scores.read(name, count_targets(row))
+        if not self.with_prompt:
+            return dict(record)
+        is_target_N = torch.tensor(row.is_target[1:])
+        spread = {column: torch.zeros(len(is_target_N)) for column in self.columns}
+        for column, values_N in spread.items():
+            values_N[is_target_N] = record[column].float()
+        return spread

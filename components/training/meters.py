@@ -5,33 +5,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.objectives.token_loss import ObjectiveTerms
+from components.objectives.fused_head import FusedLoss
 
-MEANS = ("loss", "nll", "selected_nll", "distillation_kl", "selected_fraction")
+SUMS = ("loss", "nll", "selected_nll", "distillation_kl", "selected", "mle_weight", "distilled", "targets")
+MEANS = SUMS[:-1]
 
 
 class StepMeters:
-    """State: the sums over this rank's targets since the last log line, in the order of MEANS, and their number."""
+    """State: the sums over this rank's tokens since the last log line, in the order of SUMS."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, per_selected_token: bool = False) -> None:
         self._sums: Tensor | None = None
         self._threshold: float | None = None
+        self._per_selected_token = per_selected_token
 
-    def add(self, terms: ObjectiveTerms, threshold: float | None) -> None:
-        parts = (terms.loss_sum.detach(), terms.nll_sum, terms.selected_nll_sum, terms.kl_sum, terms.num_selected)
-        new = torch.stack([*(part.double() for part in parts), torch.full_like(terms.nll_sum, terms.num_targets).double()])
+    def add(self, terms: FusedLoss, is_target_N: Tensor, threshold: float | None) -> None:
+        is_selected_N = terms.mle_weight_N > 0
+        is_distilled_N = terms.distil_weight_N > 0
+        parts = (
+            terms.loss_sum.detach(),
+            terms.nll_N.sum(),
+            (terms.mle_weight_N * terms.nll_N).sum(),
+            terms.kl_N[is_distilled_N].sum(),
+            is_selected_N.sum(),
+            terms.mle_weight_N.sum(),
+            is_distilled_N.sum(),
+            is_target_N.sum(),
+        )
+        new = torch.stack([part.double() for part in parts])
         self._sums = new if self._sums is None else self._sums + new
         self._threshold = threshold
 
     def sums(self, device: torch.device) -> Tensor:
         """The sums so far; the caller adds those of the other ranks."""
-        return torch.zeros(len(MEANS) + 1, dtype=torch.float64, device=device) if self._sums is None else self._sums
+        return torch.zeros(len(SUMS), dtype=torch.float64, device=device) if self._sums is None else self._sums
 
     def take(self, sums: Tensor) -> dict[str, float]:
-        """Means per target token (losses in nats) of the sums of all ranks, and the threshold; starts anew."""
-        *parts, num_targets = sums.tolist()
-        means = {name: part / max(1.0, num_targets) for name, part in zip(MEANS, parts, strict=True)}
+        """Means per target token (losses in nats) of the sums of all ranks, and the threshold; starts anew.
+
+        `loss` is per selected token where the objective divides by those.
+        """
+        found = dict(zip(SUMS, sums.tolist(), strict=True))
+        num_targets = max(1.0, found.pop("targets"))
+        means = {name: value / num_targets for name, value in found.items()}
+        for share in ("selected", "distilled"):
+            means[f"{share}_fraction"] = means.pop(share)
         means["masked_fraction"] = 1.0 - means["selected_fraction"]
+        if self._per_selected_token:
+            means["loss"] = found["loss"] / max(1.0, found["selected"])
         if self._threshold is not None:
             means["threshold_nats"] = self._threshold
         self._sums = None

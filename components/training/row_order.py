@@ -1,11 +1,14 @@
 """Which rows each step takes, decided by the seed alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
 from components.uncertainty.selection import keyed_generator
+
+Row = TypeVar("Row")
 
 
 class RowOrder(Sampler[int]):
@@ -27,3 +30,8 @@ class RowOrder(Sampler[int]):
         for number, start in enumerate(range(0, self._num_drawn, self._num_rows)):
             order = torch.randperm(self._num_rows, generator=keyed_generator(self._seed, number))
             yield from order[: self._num_drawn - start].tolist()
+
+
+def spread_rows(rows: Sequence[Row], num_wanted: int) -> list[Row]:
+    """Up to `num_wanted` rows from all over the data."""
+    return [rows[index] for index in range(0, len(rows), -(-len(rows) // num_wanted))]

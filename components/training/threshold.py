@@ -1,8 +1,12 @@
-"""The lagged threshold: one number for all micro-batches and ranks of a step, from the scores of earlier steps.
+"""The threshold on the score: one number for all micro-batches and ranks of a step, unless the objective asks for another scope.
 
-A quantile of the current micro-batch would make the mask depend on how the step is split; a lagged one does not, and it
-needs no second pass. It starts from the base model's own scores (the student's at step 0), is a running mean of the steps'
-quantiles, and travels in the checkpoint.
+* step_lagged: a quantile of the scores of earlier steps. A quantile of the current micro-batch would make the mask depend on how
+  the step is split; a lagged one does not, and it needs no second pass. It starts from the base model's own scores (the
+  student's at step 0), is a running mean of the steps' quantiles, and travels in the checkpoint.
+* dataset: the quantile of a score that never moves, over all training targets.
+* micro_batch, sequence: the quantile of the micro-batch at hand, or of each of its rows.
+
+Shapes: N predicted tokens of a micro-batch.
 """
 
 from typing import Any
@@ -10,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.objectives.presets import Objective
+from components.objectives.objective import Objective
+from components.objectives.weights import Threshold, TokenFacts, sequence_thresholds
 from components.uncertainty.selection import quantile_threshold
 
 NEWEST_WEIGHT = 0.5
 
 
-class LaggedThreshold:
+class ScoreThreshold:
     """State: the threshold in force and the scores seen since the last step."""
 
     def __init__(self, objective: Objective, initial_scores_N: Tensor | None) -> None:
         self._objective = objective
         self._pending: list[Tensor] = []
-        self.value: float | None = objective.threshold_nats
-        if objective.needs_threshold and initial_scores_N is not None:
+        self.value: float | None = objective.threshold
+        if objective.needs_threshold and initial_scores_N is not None and len(initial_scores_N):
             self.value = quantile_threshold(initial_scores_N, objective.keep, objective.select)
 
     @property
@@ -31,14 +36,25 @@ class LaggedThreshold:
         """It moves with the steps: a quantile of the scores of earlier steps."""
         return self._objective.needs_threshold and self._objective.scope == "step_lagged"
 
-    def current(self, scores_N: Tensor) -> float | None:
-        """The threshold for these scores; None selects everything: the objective has none, or not before the first step."""
-        objective = self._objective
-        if objective.needs_threshold and objective.scope == "micro_batch" and len(scores_N):
-            self.value = quantile_threshold(scores_N, objective.keep, objective.select)
+    @property
+    def is_local(self) -> bool:
+        """It is a quantile of the micro-batch at hand, whose scores must be known before any token is weighed."""
+        return self._objective.needs_threshold and self._objective.scope in ("micro_batch", "sequence")
+
+    def current(self) -> float | None:
+        """The threshold known before the forward pass; None selects everything: none is needed, or not before the first step."""
         return self.value
 
+    def local(self, scores_N: Tensor, facts: TokenFacts) -> Threshold:
+        """The threshold of this micro-batch; its targets' scores alone count."""
+        own_N = scores_N[facts.is_target_N]
+        if not len(own_N):
+            return self.value
+        self.value = quantile_threshold(own_N, self._objective.keep, self._objective.select)
+        return self.value if self._objective.scope == "micro_batch" else sequence_thresholds(self._objective, scores_N, facts)
+
     def observe(self, scores_N: Tensor) -> None:
+        """Scores of target tokens of the running step."""
         if self.is_lagged:
             self._pending.append(scores_N.detach())
 

@@ -1,9 +1,9 @@
 """transformers.Trainer with the token-level objective in place of its mean cross-entropy.
 
-Shapes: B rows, T positions, N target tokens of the micro-batch, V vocabulary.
+Shapes: B rows, T positions, N predicted tokens of the micro-batch, V vocabulary.
 
-Losses are summed over target tokens and divided once, by the number of target tokens of the whole optimiser step over all
-micro-batches and ranks (`num_items_in_batch`), so neither accumulation nor the number of processes changes the gradient.
+Losses are summed over tokens and divided once, by the number of target tokens of the whole optimiser step over all micro-batches
+and ranks (`num_items_in_batch`), so neither accumulation nor packing nor the number of processes changes the gradient.
 """
 
 import math
@@ -13,32 +13,54 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from components.data.batching import IGNORED_LABEL
 from components.errors import TrainingError
-from components.objectives.presets import Objective
-from components.objectives.sparse_target import TeacherTargets, label_nll
-from components.objectives.token_loss import ObjectiveTerms, objective_terms, selection_mask, token_scores
-from components.training.alignment import target_logits
+from components.objectives.fused_head import FusedLoss
+from components.objectives.objective import Objective
+from components.objectives.weights import TokenFacts
+from components.training.callbacks import Observer
+from components.training.columns import StepColumns, take_columns
 from components.training.meters import StepMeters
 from components.training.row_order import RowOrder
-from components.training.threshold import LaggedThreshold
+from components.training.student_loss import StudentLoss
+from components.training.threshold import ScoreThreshold
+from components.training.token_layout import TokenLayout, fingerprints_of, layout_of
+from components.training.token_weigher import TokenWeigher
 from components.uncertainty.selection import random_scores
+from components.uncertainty.token_classes import classify_targets
 
 
 class ObjectiveTrainer(Trainer):
-    """Adds `objective` and its threshold."""
+    """Adds `objective`, its threshold and what the objective needs to know of tokens (`class_of_token_V`) and teachers."""
 
     loss_is_scaled_for_ga = True
     objective: Objective
 
-    def __init__(self, *, objective: Objective, threshold: LaggedThreshold, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        threshold: ScoreThreshold,
+        class_of_token_V: Tensor | None = None,
+        student_loss: StudentLoss | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.objective = objective
         self.threshold = threshold
-        self.meters = StepMeters()
+        self.class_of_token_V = class_of_token_V
+        self.student_loss = StudentLoss(objective, kwargs["model"]) if student_loss is None else student_loss
+        self.meters = StepMeters(per_selected_token=objective.normalizer == "selected_tokens")
         self.num_rows = len(self.train_dataset)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = True  # the Trainer counts the step's target tokens for us only when this is set
+        self._observers: dict[str, Observer] = {}
         self._part = 0
+        self._selected_in_step: Tensor | float = 0.0
+        self._targets_in_step: Tensor | int = 1
+
+    def add_observer(self, name: str, observer: Observer) -> None:
+        """A callback whose state travels in the checkpoint under `name`."""
+        self._observers[name] = observer
+        self.add_callback(observer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         return RowOrder(self.num_rows, self.args.max_steps * self.rows_per_step, self.args.seed)
@@ -55,43 +77,63 @@ class ObjectiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Sum of the objective over this micro-batch's targets / target tokens of the step (x ranks: DDP averages)."""
+        """Sum of the objective over this micro-batch's tokens / target tokens of the step (x ranks: DDP averages)."""
         assert num_items_in_batch is not None, "the Trainer did not count the step's target tokens"
-        teacher = take_teacher_columns(inputs)
+        columns = take_columns(inputs)
         labels_BT = inputs.pop("labels")
-        logits_NV, labels_N, outputs = target_logits(model, inputs, labels_BT)
-        targets_B = (labels_BT[:, 1:] != IGNORED_LABEL).sum(1)
-        terms = self._terms(logits_NV, labels_N, targets_B, teacher)
-        self._refuse_non_finite(terms, inputs, targets_B)
-        self.meters.add(terms, self.threshold.value)
+        layout = layout_of(inputs, labels_BT, self.objective.prompt_tokens == "distil_only")
+        weigher = self._weigher(layout, columns)
+        terms = self.student_loss(model, inputs, layout, columns.teacher, weigher)
+        self._refuse_non_finite(terms, layout, inputs, labels_BT)
+        weigher.observe(terms.nll_N, terms.entropy_N)
+        self.meters.add(terms, layout.is_target_N, self.threshold.value)
         self._part += 1
+        self._selected_in_step = self._selected_in_step + (terms.mle_weight_N > 0).sum()
+        self._targets_in_step = num_items_in_batch
         loss = terms.loss_sum / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"nll": terms.nll_N}) if return_outputs else loss
 
-    def _terms(self, logits_NV: Tensor, labels_N: Tensor, targets_B: Tensor, teacher: TeacherTargets | None) -> ObjectiveTerms:
-        nll_N = label_nll(logits_NV, labels_N)
-        selected_N = torch.ones_like(labels_N, dtype=torch.bool)
-        if self.objective.select != "all":
-            scores_N = self._scores(logits_NV, nll_N, targets_B, teacher)
-            self.threshold.observe(scores_N)
-            if self.state.global_step >= self.objective.warmup_steps:
-                selected_N = selection_mask(self.objective, scores_N, self.threshold.current(scores_N))
-        return objective_terms(self.objective, logits_NV, labels_N, teacher, selected_N, nll_N)
+    def _weigher(self, layout: TokenLayout, columns: StepColumns) -> TokenWeigher:
+        step = self.state.global_step
+        return TokenWeigher(
+            self.objective,
+            self._facts(layout, columns),
+            self.threshold,
+            distil_weight=self.objective.distil_weight_at(step, self.args.max_steps),
+            selects=step >= self.objective.warmup_steps,
+        )
 
-    def _scores(self, logits_NV: Tensor, nll_N: Tensor, targets_B: Tensor, teacher: TeacherTargets | None) -> Tensor:
-        if self.objective.select != "random":
-            return token_scores(self.objective, logits_NV, nll_N, teacher)
+    def _facts(self, layout: TokenLayout, columns: StepColumns) -> TokenFacts:
+        class_N = None
+        if self.class_of_token_V is not None:
+            labels_N = layout.labels_N.clamp(min=0)  # a prompt token's class is never looked at
+            class_N = classify_targets(self.class_of_token_V, labels_N, layout.is_turn_start_N)
+        return TokenFacts(
+            is_target_N=layout.is_target_N,
+            row_N=layout.row_N,
+            teacher_logprob_N=columns.teacher.label_logprob_N if columns.teacher else None,
+            class_N=class_N,
+            random_N=self._random(layout) if self.objective.select == "random" else None,
+            columns=columns.scores,
+        )
+
+    def _random(self, layout: TokenLayout) -> Tensor:
+        """Uniform numbers that depend on seed, step and the row's number within the step alone: the same in every split."""
         part = self._part * self.accelerator.num_processes + self.accelerator.process_index
-        first = part * len(targets_B)  # the row's number within the step, whatever the micro-batches and ranks
-        counts = targets_B.tolist()
-        rows = [random_scores(count, self.args.seed, self.state.global_step, first + row) for row, count in enumerate(counts)]
-        return torch.cat(rows).to(nll_N.device)
+        first = part * layout.num_rows
+        random_N = torch.ones(len(layout.labels_N))
+        rows_N, is_target_N = layout.row_N.cpu(), layout.is_target_N.cpu()
+        for row in range(layout.num_rows):
+            own_N = (rows_N == row) & is_target_N
+            random_N[own_N] = random_scores(int(own_N.sum()), self.args.seed, self.state.global_step, first + row)
+        return random_N.to(layout.labels_N.device)
 
     def finish_step(self) -> None:
         """After the optimiser's step: one threshold for the next step from the scores of all micro-batches and ranks."""
         self._part = 0
+        self._selected_in_step = 0.0
         self.state.epoch = self.state.global_step * self.rows_per_step / self.num_rows  # the Trainer takes all for one pass
         if self.threshold.is_lagged:
             scores_N = self.threshold.take_pending().to(self.args.device)
@@ -104,20 +146,26 @@ class ObjectiveTrainer(Trainer):
         gathered_N: Tensor = self.accelerator.gather(padded_N)
         return gathered_N[~gathered_N.isnan()]
 
-    def _refuse_non_finite(self, terms: ObjectiveTerms, inputs: dict[str, Tensor], targets_B: Tensor) -> None:
+    def _refuse_non_finite(self, terms: FusedLoss, layout: TokenLayout, inputs: dict[str, Tensor], labels_BT: Tensor) -> None:
+        """Raised before the step is taken: no weight has seen this loss, and the last checkpoint stays good."""
         if torch.isfinite(terms.loss_sum):
             return
         token = int((~torch.isfinite(terms.nll_N + terms.kl_N)).int().argmax())
-        row = int((targets_B.cumsum(0) > token).int().argmax())
-        tokens = inputs["input_ids"][row, : min(8, int(inputs["attention_mask"][row].sum()))].tolist()
+        names = fingerprints_of(inputs, labels_BT)
         raise TrainingError(
-            f"the loss is {float(terms.loss_sum.detach())} at step {self.state.global_step} (first in the row that begins with "
-            f"tokens {tokens}). Nothing was saved from this step. Lower training.learning_rate "
-            "or training.max_grad_norm, or remove that row"
+            f"the loss is {float(terms.loss_sum.detach())} at step {self.state.global_step} (first in row "
+            f"{names[int(layout.row_N[token])]}; rows of the micro-batch: {', '.join(names)}). Nothing was saved from this step. "
+            "Lower training.learning_rate or training.max_grad_norm, or remove that row (its fingerprint is in "
+            "artifacts/data/train.arrow)"
         )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Also refuses a gradient that is not finite: this step would make every weight NaN, and its checkpoint with them."""
+        """Divides by the step's selected tokens where the objective says so; refuses a gradient that is not finite.
+
+        Such a step would make every weight NaN, and its checkpoint with them.
+        """
+        if self.objective.normalizer == "selected_tokens":
+            self._divide_by_selected(model)
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):
             raise TrainingError(
@@ -125,6 +173,16 @@ class ObjectiveTrainer(Trainer):
                 "saved from this step. Lower training.learning_rate, or set training.precision: fp32"
             )
         return norm
+
+    def _divide_by_selected(self, model: nn.Module) -> None:
+        """Gradients were divided by target tokens: how many are selected is known only after the step's last micro-batch."""
+        selected = torch.as_tensor(self._selected_in_step, dtype=torch.float64, device=self.args.device)
+        if self.accelerator.num_processes > 1:
+            selected = self.accelerator.reduce(selected.clone(), reduction="sum")
+        factor = float(torch.as_tensor(self._targets_in_step).double()) / max(1.0, float(selected))
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds nll, the objective's terms and the mask to every training log; `loss` becomes a mean per target token too."""
@@ -134,10 +192,13 @@ class ObjectiveTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the Trainer's own; every rank must call this."""
-        return {"threshold": self.threshold.state_dict(), "meters": self.meters.state_dict(self._sums())}
+        observed = {name: observer.state_dict() for name, observer in self._observers.items()}
+        return {"threshold": self.threshold.state_dict(), "meters": self.meters.state_dict(self._sums()), "observers": observed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.threshold.load_state_dict(state["threshold"])
+        for name, observer in self._observers.items():
+            observer.load_state_dict(state["observers"][name])
         if self.accelerator.is_main_process:
             self.meters.load_state_dict(state["meters"], self.args.device)
 
@@ -146,15 +207,3 @@ class ObjectiveTrainer(Trainer):
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.clone(), reduction="sum")
         return sums
-
-
-def take_teacher_columns(inputs: dict[str, Any]) -> TeacherTargets | None:
-    """Pop the teacher's columns out of a batch: the model must not see them."""
-    if "teacher_entry_ids" not in inputs:
-        return None
-    return TeacherTargets(
-        entry_ids_NK=inputs.pop("teacher_entry_ids").long(),
-        entry_logprobs_NK=inputs.pop("teacher_entry_logprobs").float(),
-        tail_logprob_N=inputs.pop("teacher_tail_logprob").float(),
-        label_logprob_N=inputs.pop("teacher_label_logprob").float(),
-    )

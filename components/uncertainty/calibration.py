@@ -1,6 +1,6 @@
-"""How well confidence and scores tell the truth: expected calibration error and rank correlation.
+"""How well confidence and scores tell the truth: calibration error, Brier scores, rank correlation.
 
-Shapes: N target tokens, G bins.
+Shapes: N target tokens, V vocabulary, G bins.
 """
 
 from dataclasses import dataclass
@@ -49,6 +49,20 @@ def expected_calibration_error(bins: list[ReliabilityBin]) -> float | None:
         if bin_.accuracy is not None and bin_.confidence is not None
     ]
     return sum(gaps) / total
+
+
+def law_brier(logprobs_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Brier score of the whole law, [N] in [0, 2]: sum_v (q_v - 1[v = y])^2 = sum_v q_v^2 - 2 q_y + 1 (Brier 1950).
+
+    A proper score, as the nll is, but bounded: one token that was ruled out cannot outweigh all others.
+    """
+    probability_N = logprobs_NV.gather(1, labels_N[:, None]).squeeze(1).exp()
+    return ((2 * logprobs_NV).exp().sum(1) - 2 * probability_N + 1).clamp(min=0.0)
+
+
+def confidence_brier(confidence_N: Tensor, is_correct_N: Tensor) -> Tensor:
+    """Brier score of the statement "the first choice is right", [N] in [0, 1]: (confidence - 1[right])^2."""
+    return (confidence_N - is_correct_N.to(confidence_N.dtype)).square()
 
 
 def rank_correlation(first_N: Tensor, second_N: Tensor) -> float | None:

@@ -23,6 +23,15 @@ def token_entropy(logprobs_NV: Tensor) -> Tensor:
     return -(logprobs_NV.exp() * logprobs_NV.clamp(min=SMALLEST_LOGPROB)).sum(-1)
 
 
+def top_entropy(logprobs_NV: Tensor, num_entries: int) -> Tensor:
+    """Entropy of the law renormalised over its `num_entries` most likely tokens, [N]: at most log(num_entries).
+
+    Raw logits give the same, since the renormalisation undoes any constant.
+    """
+    top_NK = logprobs_NV.topk(min(num_entries, logprobs_NV.shape[1]), dim=1, sorted=False).values
+    return token_entropy(top_NK.log_softmax(1))
+
+
 def excess_loss(student_nll_N: Tensor, reference_nll_N: Tensor) -> Tensor:
     """Loss above a reference model's, [N]: what is learnable, if the reference knows the noise (Mindermann et al. 2022)."""
     return student_nll_N - reference_nll_N
@@ -39,12 +48,6 @@ def kl_divergence(logprobs_p_NV: Tensor, logprobs_q_NV: Tensor) -> Tensor:
     p_NV = logprobs_p_NV.exp()
     gap_NV = torch.where(p_NV > 0, logprobs_p_NV - logprobs_q_NV, torch.zeros_like(p_NV))
     return (p_NV * gap_NV).sum(1)
-
-
-def top_entropy(logprobs_NV: Tensor, num_entries: int) -> Tensor:
-    """Entropy of the most likely tokens alone, renormalised, [N]; at most log(num_entries)."""
-    top_NK = logprobs_NV.topk(min(num_entries, logprobs_NV.shape[1]), dim=1).values
-    return token_entropy(top_NK.log_softmax(1))
 
 
 def probability_gain(reference_nll_N: Tensor, teacher_nll_N: Tensor) -> Tensor:

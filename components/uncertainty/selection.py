@@ -20,8 +20,8 @@ def quantile_threshold(scores_N: Tensor, keep: float, select: str) -> float:
     return float(ordered_N[num_kept - 1 : num_kept + 1].double().mean())
 
 
-def select_tokens(scores_N: Tensor, threshold: float, select: str) -> Tensor:
-    """`selected_N`: scores at or beyond the threshold. Ties at the threshold are all selected."""
+def select_tokens(scores_N: Tensor, threshold: float | Tensor, select: str) -> Tensor:
+    """`selected_N`: scores at or beyond the threshold (one, or one for each token). Ties at the threshold are all selected."""
     return scores_N >= threshold if select == "high" else scores_N <= threshold
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from components.errors import ParamsError
-from components.objectives.presets import resolve
+from components.objectives.resolve import resolve
 from components.params import PARAMS_FILE, Params, load_params
 
 
@@ -16,7 +16,7 @@ def raw() -> dict[str, Any]:
     """A whole file of defaults, so that other values in the shipped one change no test."""
     grid = {"presets": ["sft", "masked_mle", "uncertainty_aware"], "seeds": [0, 1]}
     objective = {name: {"preset": name} for name in grid["presets"]}
-    sections = "world base_model data teacher_cache training evaluation comparison registration compute"
+    sections = "world base_model data teacher_cache token_scores training probe evaluation comparison registration compute"
     return {**grid, "objective": objective, **{name: {} for name in sections.split()}, "training": {"lora": {}}}
 
 
@@ -77,7 +77,9 @@ def test_the_shipped_file_sets_every_key_of_the_schema() -> None:
         ("objective.sft.preset", "dpo", "objective.sft.preset"),
         ("objective.masked_mle.score", "vibes", "objective.masked_mle.score"),
         ("objective.uncertainty_aware.distil_weight", float("inf"), "objective.uncertainty_aware.distil_weight"),
-        ("objective.uncertainty_aware.temperature", 3.0, "objective.uncertainty_aware.temperature 3.0"),
+        ("objective.uncertainty_aware.temperature", 0.0, "objective.uncertainty_aware.temperature"),
+        ("token_scores.num_members", 3, "token_scores.num_members"),
+        ("token_scores.reference", "some", "token_scores.reference"),
         ("base_model.source", "hub", "needs hub_id and revision"),
         ("base_model.revision", "main", "base_model.revision"),
         ("base_model.revision", "A" * 40, "base_model.revision"),

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from components.params import Params, load_params
+from components.token_scores.identity import MEMBER_KNOBS
 from infra.sync_dvc_deps import DVC_YAML, ROOT, code_dependencies, flow_of
 
 PIPELINE: dict[str, Any] = yaml.safe_load(DVC_YAML.read_text())
@@ -33,9 +34,14 @@ def test_params_are_exactly_the_flow_s_keyword_arguments(name: str) -> None:
 
 
 def test_every_stage_is_a_flow_of_its_name() -> None:
-    made = ["prepare_base", "prepare_data", "cache_teacher", "post_train", "evaluate_ood", "compare", "register_model"]
-    assert sorted([*made, "explore_mask"]) == STAGE_FLOWS
+    preparing = ["prepare_base", "prepare_data", "cache_teacher", "score_tokens", "explore_mask"]
+    assert sorted([*preparing, "post_train", "evaluate_ood", "compare", "register_model"]) == STAGE_FLOWS
     assert set(STAGES) - set(STAGE_FLOWS) == {"evaluate_base"}, "the base is evaluated by the same flow under a name of its own"
+
+
+def test_score_tokens_depends_on_the_training_settings_that_its_members_share_and_on_no_other() -> None:
+    declared = [str(param) for param in STAGES["score_tokens"]["params"]]
+    assert [param for param in declared if param.startswith("training")] == [f"training.{knob}" for knob in MEMBER_KNOBS]
 
 
 def test_every_section_of_params_yaml_is_taken_by_some_stage() -> None:

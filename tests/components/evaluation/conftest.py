@@ -60,6 +60,7 @@ def _set(name: str, share: float, nll: float) -> dict[str, Any]:
         }
         for index in range(200)
     ]
-    values = {"nll": nll, "accuracy": share, "ece": 0.1, "drift_kl": 0.2}
+    values = {"nll": nll, "accuracy": share, "ece": 0.1, "brier": 0.3, "aurc": 0.05, "drift_kl": 0.2}
     metrics = {metric: {"value": value, "unit": "", "num": 200, "standard_error": 0.01} for metric, value in values.items()}
-    return {"metrics": metrics, "items": items, "uncertainty": None, "reliability": []}
+    curve = [{"coverage": share, "risk": nll * share} for share in (0.5, 1.0)]
+    return {"metrics": metrics, "items": items, "uncertainty": None, "reliability": [], "risk_coverage": curve}

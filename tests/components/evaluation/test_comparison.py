@@ -65,6 +65,22 @@ def test_the_mean_over_sets_counts_each_set_the_same() -> None:
     assert set(metrics) == set(METRICS)
 
 
+def test_risk_coverage_is_the_mean_over_seeds_and_the_table_says_what_it_was_told_from() -> None:
+    evaluations = grid()
+    compared = compare_models(evaluations, PARAMS, "ours")
+    assert compared["risk_coverage"]["sft"] == [
+        {"coverage": 0.5, "risk": pytest.approx(0.55)},
+        {"coverage": 1.0, "risk": pytest.approx(1.1)},
+    ]
+    assert compared["uncertainty_against"] is None
+    table = {"against": "reference", "rank_correlation": {"student_nll": {"epistemic": 0.5, "aleatoric": 0.1}}}
+    for one in evaluations:
+        one["sets"]["in_domain"]["uncertainty"] = table
+    told = compare_models(evaluations, PARAMS, "ours")
+    assert told["uncertainty_against"] == "reference"
+    assert told["methods"]["sft"]["metrics"]["nll_tracks_epistemic"]["mean"] == pytest.approx(0.5)
+
+
 def test_a_set_without_a_scored_item_is_left_out_of_the_mean() -> None:
     one = evaluation("x", copy=0.8)
     one["sets"]["ood/sort"]["metrics"]["accuracy"]["value"] = None

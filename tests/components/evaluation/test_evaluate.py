@@ -2,15 +2,18 @@
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from components.errors import ModelError
-from components.evaluation.evaluate import evaluate_sets, is_determined, uncertainty_against_truth
+from components.evaluation.evaluate import evaluate_sets, is_determined
 from components.evaluation.items import EvaluationItem, Law
 from components.evaluation.likelihood import join, score_rows
+from components.evaluation.uncertainty_table import uncertainty_against_truth
 from components.params import EvaluationParams
 from tests.components.evaluation.conftest import TableModel, item, laws_model, table_model
 
@@ -156,10 +159,65 @@ def test_scores_are_ranked_against_the_truth() -> None:
     rows = [item([1, first, 3, 4], laws=[noisy, {3: 1.0}, {4: 1.0}]) for first in (2, 2, 2)]
     truth = evaluate(rows, model)["uncertainty"]
     assert truth["num_tokens"] == 9
-    assert truth["mean_true_kl"] == pytest.approx(-math.log(0.1) / 3, rel=1e-3)
-    assert truth["mean_true_entropy"] == pytest.approx(math.log(6) / 3)
+    assert truth["mean_epistemic"] == pytest.approx(-math.log(0.1) / 3, rel=1e-3)
+    assert truth["mean_aleatoric"] == pytest.approx(math.log(6) / 3)
     assert truth["rank_correlation"]["entropy"]["aleatoric"] > 0.5 > truth["rank_correlation"]["entropy"]["epistemic"]
     assert truth["rank_correlation"]["student_nll"]["epistemic"] > 0.5
+
+
+def test_brier_and_selective_prediction_equal_a_literal_computation() -> None:
+    model = table_model()
+    items = [item(torch.randint(0, 7, (9,), generator=torch.Generator().manual_seed(seed)).tolist()) for seed in range(12)]
+    result = evaluate(items, model)
+    brier, tokens = 0.0, []
+    for one in items:
+        row = one.rows[0].input_ids
+        for last, label in pairwise(row):
+            law = model.table_VV[last].detach().double().softmax(0).tolist()
+            brier += sum((q - (token == label)) ** 2 for token, q in enumerate(law))
+            tokens.append((max(law), float(law.index(max(law)) != label)))
+    assert result["metrics"]["brier"]["value"] == pytest.approx(brier / len(tokens))
+    assert result["metrics"]["brier"]["standard_error"] > 0
+    by_confidence: dict[float, list[float]] = {}
+    for confidence, error in tokens:
+        by_confidence.setdefault(round(confidence, 9), []).append(error)
+    risks: list[float] = []
+    errors, count = 0.0, 0
+    for confidence in sorted(by_confidence, reverse=True):
+        group = by_confidence[confidence]
+        for taken in range(1, len(group) + 1):
+            risks.append((errors + taken * sum(group) / len(group)) / (count + taken))
+        errors, count = errors + sum(group), count + len(group)
+    assert result["metrics"]["aurc"]["value"] == pytest.approx(sum(risks) / len(risks), abs=1e-6)
+    assert 0 <= result["metrics"]["excess_aurc"]["value"] <= result["metrics"]["aurc"]["value"]
+    assert len(result["risk_coverage"]) == 50
+    for point in result["risk_coverage"]:
+        assert point["risk"] == pytest.approx(risks[round(point["coverage"] * len(risks)) - 1], abs=1e-6)
+
+
+def test_every_score_is_ranked_and_excess_where_a_reference_is_given() -> None:
+    items = [item([1, 2, 3, 4], laws=[{2: 0.5, 5: 0.5}, {3: 1.0}, {4: 0.9, 0: 0.1}])]
+    model, base, reference = (table_model(seed=seed) for seed in range(3))
+    without = evaluate_sets(model, base, {"set": items}, PARAMS)["set"]["uncertainty"]
+    given = evaluate_sets(model, base, {"set": items}, PARAMS, reference)["set"]["uncertainty"]
+    assert list(without["rank_correlation"]) == ["student_nll", "entropy", "one_minus_confidence", "drift_kl"]
+    assert (without["against"], given["against"]) == ("law", "law")
+    assert set(given["rank_correlation"]) - set(without["rank_correlation"]) == {"excess"}
+    assert given["rank_correlation"]["student_nll"] == without["rank_correlation"]["student_nll"]
+
+
+def test_without_the_truth_a_reference_stands_for_it_and_the_table_says_so() -> None:
+    items = [item([1, 2, 3, 4, 5, 6]), item([3, 1], [3, 2], kind="choice", gold=1)]
+    model, base, reference = (table_model(seed=seed) for seed in range(3))
+    table = evaluate_sets(model, base, {"set": items}, PARAMS, reference)["set"]["uncertainty"]
+    rows = [one.rows[one.gold] for one in items]
+    ours, theirs = join(score_rows(model, base, rows, 100)), join(score_rows(reference, reference, rows, 100))
+    assert table["against"] == "reference" and table["num_tokens"] == 6
+    assert table["mean_epistemic"] == pytest.approx(float((ours.nll - theirs.nll).mean()), abs=1e-6)
+    assert table["mean_aleatoric"] == pytest.approx(float(theirs.entropy.mean()), abs=1e-6)
+    wanted = spearmanr(ours.entropy, ours.nll - theirs.nll).statistic
+    assert table["rank_correlation"]["entropy"]["epistemic"] == pytest.approx(wanted)
+    assert "excess" not in table["rank_correlation"], "it is the yardstick here"
 
 
 def test_real_data_have_no_truth_to_be_ranked_against() -> None:

@@ -32,6 +32,7 @@ def literal(model: torch.nn.Module, base: torch.nn.Module, row: ItemRow) -> Toke
         columns["entropy"].append(-sum(math.exp(one) * one for one in q.tolist()))
         columns["is_correct"].append(max(range(len(q)), key=lambda token: float(q[token])) == label)
         columns["confidence"].append(math.exp(max(q.tolist())))
+        columns["brier"].append(sum((math.exp(one) - (token == label)) ** 2 for token, one in enumerate(q.tolist())))
         columns["drift_kl"].append(sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True)))
         law = next(laws, None)
         known = law is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from components.evaluation.comparison import compare_models
+from components.evaluation.comparison import SET_METRICS, compare_models
 from components.evaluation.report import ReportContext, render_html, write_report
 from components.evaluation.report_figures import MAX_CURVE_POINTS, ParetoPoint, mean_curve, pareto_front, pareto_svg
 from components.evaluation.report_tables import clear_best
@@ -74,6 +74,7 @@ def evaluation(
             "uncertainty": None,
             "items": items,
             "reliability": [],
+            "risk_coverage": [{"coverage": tenth / 10, "risk": (1 - share) * tenth / 10} for tenth in range(1, 11)],
         }
     sets["in_domain"]["uncertainty"] = {"rank_correlation": {"student_nll": {"epistemic": 0.31 + luck, "aleatoric": 0.52 - luck}}}
     name = preset if seed is None else f"{preset}-{seed}"
@@ -87,6 +88,8 @@ def _metrics(
         "accuracy": {"value": sum(item["num_correct"] for item in items) / sum(item["num_scored"] for item in items)},
         "nll": {"value": sum(item["nll_sum"] for item in items) / sum(item["num_tokens"] for item in items)},
         "ece": {"value": 0.02 + 0.15 * (1 - share) + 0.01 * rng.random()},
+        "brier": {"value": 0.1 + 0.9 * (1 - share)},
+        "aurc": {"value": 0.01 + 0.3 * (1 - share)},
         "drift_kl": {"value": has_moved * (1.2 * (1 - share) + 0.05 * rng.random())},
     }
 
@@ -318,6 +321,22 @@ def test_the_candidate_may_be_listed_before_the_others(comparison: dict[str, Any
     assert "beats" in headline(other_way)[0] and "loses to" in headline(other_way)[0]
 
 
+def test_calibration_has_a_table_and_risk_curves_of_its_own(comparison: dict[str, Any], report: Path) -> None:
+    for row in table_rows(report, "Calibration and uncertainty"):
+        assert len(row) == 2 + 2 * 3 + 2, "method, seeds; ECE, Brier and AURC of both scopes; what nll tracks"
+    assert all(len(row) == 2 + 2 * 4 for row in table_rows(report, "Methods and their metrics")), "room for four a scope"
+    page = (report / "report.html").read_text(encoding="utf-8")
+    for name in comparison["methods"]:
+        assert page.count(f'aria-label="In-domain risk of {name} over coverage"') == (name != "base")
+
+
+def test_what_was_told_from_a_reference_is_said_to_be(comparison: dict[str, Any]) -> None:
+    told = deepcopy(comparison)
+    assert "told from a reference model" not in text_of(render(told))
+    told["uncertainty_against"] = "reference"
+    assert "told from a reference model, for want of the truth" in text_of(render(told))
+
+
 def test_only_a_best_that_is_no_tie_is_bold(comparison: dict[str, Any]) -> None:
     assert clear_best(comparison, "ood_accuracy") == "sft_kl"
     tied = deepcopy(comparison)
@@ -337,7 +356,7 @@ def test_metrics_that_do_not_exist_render(comparison: dict[str, Any], tmp_path: 
             method["metrics"][metric] = None
         if name == "sft":
             method["metrics"]["ood_accuracy"] = None
-    real["sets"]["ood/sort"] = {name: dict.fromkeys(("accuracy", "nll", "ece", "drift_kl")) for name in real["methods"]}
+    real["sets"]["ood/sort"] = {name: dict.fromkeys(SET_METRICS) for name in real["methods"]}
     write_report(tmp_path, real, {}, CONTEXT)
     read = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert read.count("not known on real data") == 1

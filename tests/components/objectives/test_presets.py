@@ -1,20 +1,159 @@
-"""Laws of the presets: each is the literal knobs of its source, and a knob without effect is refused, not ignored."""
+"""Laws of the presets: each equals a literal reference of its source, written token by token in float64 from logits alone."""
 
-from typing import Any
+import math
+from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
 
-from components.errors import ParamsError
-from components.objectives.presets import PRESETS, Objective, resolve
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
+from components.objectives.sparse_target import TeacherTargets
+from components.objectives.token_loss import token_terms
+from components.objectives.weights import TokenFacts
 from components.params import ObjectiveParams
+from components.teacher_cache.capture import capture_tokens
+from components.uncertainty.selection import quantile_threshold
+
+N, V, K = 14, 31, 6
+LABELS = torch.arange(N) * 2 % V
 
 
-def given(preset: str, **knobs: Any) -> Objective:
-    return resolve("cell", ObjectiveParams(preset=preset, **knobs))  # type: ignore[arg-type]
+def logits(seed: int) -> Tensor:
+    return 2 * torch.randn(N, V, generator=torch.Generator().manual_seed(seed))
+
+
+STUDENT, BASE = logits(1), logits(0)
+BASE[::3].scatter_(1, LABELS[::3, None], 6.0)  # the base knows every third token
+REFERENCE_NLL = 4 * torch.rand(N, generator=torch.Generator().manual_seed(2))
+RANDOM = torch.rand(N, generator=torch.Generator().manual_seed(3))
+
+
+def teacher() -> TeacherTargets:
+    kept = capture_tokens(BASE, LABELS, K, 1.0)
+    return TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
+
+
+def facts() -> TokenFacts:
+    return TokenFacts(
+        is_target_N=torch.ones(N, dtype=torch.bool),
+        row_N=torch.zeros(N, dtype=torch.long),
+        teacher_logprob_N=teacher().label_logprob_N,
+        class_N=(torch.arange(N) % 5).to(torch.int8),
+        random_N=RANDOM,
+        columns={"reference_nll": REFERENCE_NLL, "mutual_information": RANDOM, "difficulty": RANDOM},
+    )
+
+
+def nll(table: Tensor, token: int) -> Tensor:
+    return -table[token].double().log_softmax(0)[LABELS[token]]
+
+
+def pull(student: Tensor, token: int) -> Tensor:
+    """KL over the teacher's K entries and everything else as one bucket."""
+    held = teacher()
+    ids = held.entry_ids_NK[token]
+    weights = torch.cat([held.entry_logprobs_NK[token], held.tail_logprob_N[token][None]]).double().exp()
+    weights = weights / weights.sum()
+    q = student[token].double().softmax(0)
+    outside = torch.ones(V, dtype=torch.bool)
+    outside[ids] = False
+    buckets = torch.cat([q[ids], q[outside].sum()[None]])
+    return (weights * (weights.log() - buckets.log())).sum()
+
+
+def top_half(values: list[float]) -> list[bool]:
+    """The higher half, as a sorted list says it."""
+    cut = sorted(values, reverse=True)[len(values) // 2 - 1]
+    return [value >= cut for value in values]
+
+
+def student_nlls() -> list[float]:
+    return [float(nll(STUDENT, token)) for token in range(N)]
+
+
+def base_nlls() -> list[float]:
+    return [float(nll(BASE, token)) for token in range(N)]
+
+
+def masked(is_selected: list[bool], *, distil: bool) -> Callable[[Tensor], Tensor]:
+    def loss(student: Tensor) -> Tensor:
+        learned = [nll(student, token) for token in range(N) if is_selected[token]]
+        pulled = [pull(student, token) for token in range(N) if distil and not is_selected[token]]
+        return torch.stack([*learned, *pulled]).sum()
+
+    return loss
+
+
+def weighted(weight: Callable[[Tensor], float]) -> Callable[[Tensor], Tensor]:
+    """Detached weight of each token's law times its loss."""
+
+    def loss(student: Tensor) -> Tensor:
+        laws = student.detach().double().softmax(1)
+        terms = []
+        for token in range(N):
+            law_and_label = torch.cat([laws[token], laws[token][LABELS[token]][None]])
+            terms.append(weight(law_and_label) * nll(student, token))
+        return torch.stack(terms).sum()
+
+    return loss
+
+
+def own_probability(law_and_label: Tensor) -> float:
+    return float(law_and_label[-1])
+
+
+def share_of_top_entropy(law_and_label: Tensor) -> float:
+    top = sorted(law_and_label[:-1].tolist(), reverse=True)[:20]
+    return -sum(p / sum(top) * math.log(p / sum(top)) for p in top) / math.log(20)
+
+
+EXCESS = [student - float(reference) for student, reference in zip(student_nlls(), REFERENCE_NLL, strict=True)]
+GAIN = [math.exp(-float(reference)) - math.exp(-base) for reference, base in zip(REFERENCE_NLL, base_nlls(), strict=True)]
+LITERAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "sft": masked([True] * N, distil=False),
+    "sft_kl": lambda student: torch.stack([nll(student, t) + pull(student, t) for t in range(N)]).sum(),
+    "masked_mle": masked(top_half(student_nlls()), distil=False),
+    "uncertainty_aware": masked(top_half(student_nlls()), distil=True),
+    "uncertainty_aware_static": masked(top_half(base_nlls()), distil=True),
+    "excess_aware": masked(top_half(EXCESS), distil=True),
+    "gain_aware": masked([gain >= 0.1 for gain in GAIN], distil=True),
+    "stm": masked([math.exp(value) <= 2.5 for value in base_nlls()], distil=False),
+    "random_mask": masked([bool(value < 0.5) for value in RANDOM], distil=False),
+    "dft": weighted(own_probability),
+    "eaft": weighted(share_of_top_entropy),
+}
+
+
+def threshold_of(objective: Objective) -> float | None:
+    """The quantile over these tokens, where the objective needs one."""
+    scores = {"student_nll": student_nlls(), "teacher_nll": base_nlls(), "excess": EXCESS}
+    if not objective.needs_threshold:
+        return objective.threshold
+    return quantile_threshold(torch.tensor(scores[objective.score]), objective.keep, objective.select)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_equals_the_literal_reference_of_its_source_in_value_and_gradient(name: str) -> None:
+    objective, student = PRESETS[name], STUDENT.clone().requires_grad_()
+    terms = token_terms(objective, student, LABELS, teacher(), facts(), threshold_of(objective))
+    expected = LITERAL[name](student)
+    torch.testing.assert_close(terms.loss_sum.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(value, student)[0] for value in (terms.loss_sum, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_the_masks_of_the_references_are_neither_empty_nor_full() -> None:
+    """Otherwise the comparison above could not fail."""
+    for name in ("masked_mle", "uncertainty_aware_static", "excess_aware", "gain_aware", "stm", "random_mask"):
+        terms = token_terms(PRESETS[name], STUDENT, LABELS, teacher(), facts(), threshold_of(PRESETS[name]))
+        assert 0 < int((terms.mle_weight_N > 0).sum()) < N, name
 
 
 def test_every_preset_of_the_schema_exists_and_every_existing_one_is_in_the_schema() -> None:
     assert set(ObjectiveParams.model_json_schema()["properties"]["preset"]["enum"]) == set(PRESETS)
+    assert set(LITERAL) == set(PRESETS), "a preset without a literal reference"
 
 
 def test_the_grid_crosses_masking_with_distillation() -> None:
@@ -23,43 +162,12 @@ def test_the_grid_crosses_masking_with_distillation() -> None:
     assert list(masks.values()) == [False, True, False, True] and list(pulls.values()) == [False, False, True, True]
 
 
-def test_knobs_in_params_win_over_the_preset_and_the_others_stay() -> None:
-    objective = given("uncertainty_aware", keep=0.25, distil_weight=0.3)
-    assert (objective.keep, objective.distil_weight) == (0.25, 0.3)
-    assert (objective.select, objective.score, objective.distil_on) == ("high", "student_nll", "rest")
-
-
-@pytest.mark.parametrize(
-    ("preset", "knobs", "named"),
-    [
-        ("sft", {"keep": 0.5}, "keep"),
-        ("sft", {"select": "high"}, "select"),
-        ("sft", {"warmup_steps": 3}, "warmup_steps"),
-        ("sft_kl", {"score": "entropy"}, "score"),
-        ("sft_kl", {"threshold_nats": 1.0}, "threshold_nats"),
-        ("sft", {"distil_weight": 0.5}, "distil_weight"),
-        ("masked_mle", {"temperature": 2.0}, "temperature"),
-        ("uncertainty_aware", {"distil_weight": 0.0, "temperature": 2.0}, "temperature"),
-        ("random_mask", {"score": "entropy"}, "score"),
-        ("random_mask", {"scope": "micro_batch"}, "scope"),
-        ("uncertainty_aware", {"threshold_nats": 1.0, "scope": "micro_batch"}, "scope"),
-        ("uncertainty_aware", {"threshold_nats": 1.0, "keep": 0.5}, "keep and threshold_nats"),
-        ("sft_kl", {"distil_on": "rest"}, "distil_on"),
-    ],
-)
-def test_a_knob_without_effect_is_refused_by_name(preset: str, knobs: dict[str, Any], named: str) -> None:
-    with pytest.raises(ParamsError, match=rf"objective\.cell.*{named}"):
-        given(preset, **knobs)
-
-
-def test_only_a_moving_quantile_needs_a_threshold() -> None:
-    assert given("uncertainty_aware").needs_threshold
-    assert not given("uncertainty_aware", threshold_nats=1.0).needs_threshold
-    assert not given("uncertainty_aware", keep=1.0).needs_threshold
-    assert not given("random_mask").needs_threshold and not given("sft").needs_threshold
-
-
-def test_teacher_is_needed_for_distillation_and_for_scores_of_its_own() -> None:
-    needs = {name: objective.needs_teacher for name, objective in PRESETS.items()}
-    assert needs == {"sft": False, "sft_kl": True, "masked_mle": False, "uncertainty_aware": True, "random_mask": False}
-    assert given("masked_mle", score="teacher_nll").needs_teacher and not given("masked_mle", score="entropy").needs_teacher
+def test_dft_leaves_out_what_the_student_finds_impossible_and_eaft_what_it_is_sure_of() -> None:
+    sure = torch.full((2, V), -20.0)
+    sure[0, 0] = 20.0  # certain, and wrong
+    sure[1] = 0.0  # knows nothing
+    two = TokenFacts(torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.long))
+    labels = torch.tensor([1, 1])
+    for name, expected in (("dft", [0.0, 1 / V]), ("eaft", [0.0, 1.0])):
+        terms = token_terms(PRESETS[name], sure, labels, None, two, None)
+        assert terms.mle_weight_N.tolist() == pytest.approx(expected, abs=1e-5), name

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from components.objectives.presets import Objective
+from components.objectives.objective import Objective
 from components.params import TrainingParams
 from components.teacher_cache.reader import TeacherCacheReader
-from components.training.callbacks import ObjectiveCallback
-from components.training.collator import TeacherCollator
-from components.training.post_train import PostTrainingResult, initial_scores, post_train_model, training_arguments
-from components.training.threshold import LaggedThreshold
+from components.training import trainer_setup
+from components.training.post_train import PostTrainingResult, post_train_model
 from components.training.trainer import ObjectiveTrainer
-from tests.conftest import PAD, Row, build_cache, build_identity, build_model, build_rows
+from tests.conftest import PAD, VOCABULARY, Row, build_cache, build_identity, build_model, build_rows
 
 NO_TARGET = 3
 """The row without a target: a micro-batch of its own is empty."""
@@ -38,6 +36,19 @@ CPU = torch.device("cpu")
 def settings(**changes: Any) -> TrainingParams:
     few = {"num_steps": 4, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2, "max_grad_norm": 1e6}
     return TrainingParams(**{**few, "save_every_steps": 100, "log_every_steps": 1, **changes})
+
+
+class FakeScores:
+    """Columns that depend on the row alone, as artifacts/token_scores would hold them."""
+
+    def read(self, fingerprint: str, num_targets: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(int(fingerprint[:8], 16))
+        names = ("reference_nll", "mutual_information", "difficulty")
+        return {name: 3 * torch.rand(num_targets, generator=draw) for name in names}
+
+
+SCORES = FakeScores()
+CLASS_OF_TOKEN = (torch.arange(VOCABULARY) % 5).to(torch.int8)
 
 
 @dataclass
@@ -71,16 +82,19 @@ def build_trainer(
 ) -> ObjectiveTrainer:
     """The real trainer on the tiny base, with the callback that moves its threshold."""
     set_seed(seed)
-    trainer = ObjectiveTrainer(
-        model=build_model() if model is None else model,
-        args=training_arguments(settings(**changes), seed, CPU, folder),
-        train_dataset=ROWS if rows is None else rows,
-        data_collator=TeacherCollator(pad_token_id, cache),
-        objective=objective,
-        threshold=LaggedThreshold(objective, initial_scores(objective, cache)),
+    return trainer_setup.build_trainer(
+        build_model() if model is None else model,
+        ROWS if rows is None else rows,
+        cache,
+        objective,
+        settings(**changes),
+        seed=seed,
+        device=CPU,
+        pad_token_id=pad_token_id,
+        work=folder,
+        scores=SCORES,
+        class_of_token_V=CLASS_OF_TOKEN,
     )
-    trainer.add_callback(ObjectiveCallback(trainer))
-    return trainer
 
 
 def record(folder: Path, objective: Objective, cache: TeacherCacheReader, **changes: Any) -> Recorded:
@@ -103,6 +117,7 @@ def post_train(
     model: Any = None,
     seed: int = 0,
     sink: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    validation: Any = (),
     **changes: Any,
 ) -> PostTrainingResult:
     return post_train_model(
@@ -116,6 +131,9 @@ def post_train(
         pad_token_id=PAD,
         work=work,
         sink=sink,
+        scores=SCORES,
+        class_of_token_V=CLASS_OF_TOKEN,
+        validation=validation,
     )
 
 
@@ -128,8 +146,8 @@ def leave(folder: Path, result: PostTrainingResult) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCacheReader:
-    return build_cache(tmp_path_factory.mktemp("cache"), build_model(), ROWS)
+    return build_cache(tmp_path_factory.mktemp("cache"), build_model(), ROWS, positions="all")
 
 
 def reopen(cache: TeacherCacheReader) -> TeacherCacheReader:
-    return TeacherCacheReader(cache._folder, build_identity())
+    return TeacherCacheReader(cache._folder, build_identity(positions="all"))

@@ -34,7 +34,7 @@ def shift_by_one(folder: Path) -> TeacherCacheReader:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_cache_shifted_by_one_position_is_refused_before_the_first_step(tmp_path: Path, precision: str) -> None:
-    build_cache(tmp_path, build_model(), ROWS, precision=precision)
+    build_cache(tmp_path, build_model(), ROWS, precision=precision, positions="all")
     shifted = shift_by_one(tmp_path / "cache")
     for kind in PRESETS:
         model = build_model()

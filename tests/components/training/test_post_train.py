@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from components.errors import CacheMismatchError, InterruptedStageError, ParamsError, TrainingError
-from components.objectives.presets import PRESETS, Objective
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
 from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training import callbacks
 from components.training.checkpoints import latest_checkpoint
-from components.training.post_train import accumulation_steps, run_fingerprint, training_arguments
+from components.training.trainer_setup import accumulation_steps, training_arguments
 from tests.components.training.conftest import CPU, ROWS, leave, post_train, reopen, settings
-from tests.conftest import build_cache, build_identity, build_model, end_of_child, start_child
+from tests.conftest import build_cache, build_model, end_of_child, start_child
 
 LENGTH: dict[str, Any] = {"num_steps": 11, "save_every_steps": 3, "log_every_steps": 4, "micro_batch_size": 4}
 """Kills fall between log lines and in the middle of a pass over the data."""
@@ -228,17 +229,6 @@ def test_an_objective_of_another_temperature_than_the_caches_is_refused_with_bot
     post_train(tmp_path / "sft", PRESETS["masked_mle"], hot)
     with pytest.raises(CacheMismatchError, match=r"temperature 2\.0.*made at 1\.0"):
         post_train(tmp_path / "work", replace(PRESETS["sft_kl"], temperature=2.0), cache)
-
-
-def test_a_checkpoint_belongs_to_everything_that_decides_the_result() -> None:
-    objective, identity, params = PRESETS["uncertainty_aware"], build_identity(), settings()
-    known = run_fingerprint(objective, params, identity, 0)
-    assert known == run_fingerprint(objective, params, identity, 0)
-    others = [run_fingerprint(objective, params, identity, 1)]
-    others += [run_fingerprint(replace(objective, keep=0.4), params, identity, 0)]
-    others += [run_fingerprint(objective, params, replace(identity, **{name: "x"}), 0) for name in asdict(identity)]
-    others += [run_fingerprint(objective, settings(**{name: 2}), identity, 0) for name in ("num_steps", "micro_batch_size")]
-    assert len({known, *others}) == 1 + len(others)
 
 
 def test_processes_share_a_step_and_do_not_enlarge_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,21 +9,33 @@ from torch import Tensor
 
 from components.data.batching import pad_rows
 from components.errors import TrainingError
-from components.objectives.presets import PRESETS, Objective
-from components.objectives.token_loss import objective_terms, selection_mask, token_scores
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
+from components.objectives.token_loss import token_terms
+from components.objectives.weights import TokenFacts
 from components.teacher_cache.reader import TeacherCacheReader
-from components.training.alignment import target_logits
 from components.training.collator import TeacherCollator
-from components.training.post_train import initial_scores
+from components.training.columns import take_columns
 from components.training.row_order import RowOrder
-from components.training.threshold import LaggedThreshold
-from components.training.trainer import take_teacher_columns
-from tests.components.training.conftest import NO_TARGET, ROWS, Recorded, build_trainer, record
+from components.training.student_loss import predicted_logits
+from components.training.threshold import ScoreThreshold
+from components.training.token_layout import layout_of
+from components.training.trainer_setup import initial_scores
+from tests.components.training.conftest import NO_TARGET, ROWS, SCORES, Recorded, build_trainer, record
 from tests.conftest import PAD, build_model
 
 KINDS: dict[str, Objective] = {
     **PRESETS,
-    "excess": replace(PRESETS["uncertainty_aware"], score="excess"),
+    "gain": replace(
+        PRESETS["uncertainty_aware"], score="probability_gain", threshold_value=0.1, prompt_tokens="ignore", scope="dataset"
+    ),
+    "column": replace(PRESETS["uncertainty_aware"], score="column", column="difficulty", scope="dataset"),
+    "informed": replace(PRESETS["uncertainty_aware"], score="mutual_information", scope="dataset", keep=0.3),
+    "per_selected": replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
+    "protected": replace(PRESETS["uncertainty_aware"], keep=0.2, protect=("digit", "end_of_turn")),
+    "scheduled": replace(PRESETS["sft_kl"], distil_weight=2.0, distil_weight_final=0.5),
+    "online": replace(PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
+    "per_row": replace(PRESETS["uncertainty_aware"], scope="sequence"),
     "entropy_low": replace(PRESETS["uncertainty_aware"], score="entropy", select="low"),
     "absolute": replace(PRESETS["masked_mle"], threshold_nats=3.0),
     "warm": replace(PRESETS["uncertainty_aware"], warmup_steps=2),
@@ -61,22 +73,26 @@ def first_step_by_hand(objective: Objective, cache: TeacherCacheReader) -> dict[
     """Gradient of the first step, one unpadded row at a time, divided once by all targets."""
     model = build_model()
     rows = [ROWS[index] for index, _ in zip(RowOrder(len(ROWS), 8, 0), range(8), strict=False)]
-    threshold = LaggedThreshold(objective, initial_scores(objective, cache)).value
+    threshold = ScoreThreshold(objective, initial_scores(objective, ROWS, cache, SCORES)).value
     total: Tensor = torch.zeros(())
     num_targets = 0
     for row in rows:
-        batch = TeacherCollator(PAD, cache)([row])
-        teacher = take_teacher_columns(batch)
-        logits_NV, labels_N, _ = target_logits(model, {"input_ids": batch["input_ids"]}, batch["labels"])
-        nll_N = torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
-        selected_N = selection_mask(objective, token_scores(objective, logits_NV, nll_N, teacher), threshold)
-        total = total + objective_terms(objective, logits_NV, labels_N, teacher, selected_N).loss_sum
-        num_targets += len(labels_N)
+        with_prompt = objective.prompt_tokens == "distil_only"
+        batch = TeacherCollator(PAD, cache, scores=SCORES, columns=objective.columns, with_prompt=with_prompt)([row])
+        columns = take_columns(batch)
+        layout = layout_of(batch, batch["labels"], with_prompt)
+        logits_NV = predicted_logits(model, {"input_ids": batch["input_ids"]}, layout.predicts_BT)
+        assert columns.teacher is not None
+        facts = TokenFacts(
+            layout.is_target_N, layout.row_N, teacher_logprob_N=columns.teacher.label_logprob_N, columns=columns.scores
+        )
+        total = total + token_terms(objective, logits_NV, layout.labels_N, columns.teacher, facts, threshold).loss_sum
+        num_targets += int(layout.is_target_N.sum())
     (total / num_targets).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["sft", "sft_kl", "masked_mle", "uncertainty_aware", "entropy_low", "absolute"])
+@pytest.mark.parametrize("kind", sorted({*PRESETS, "entropy_low", "absolute", "gain"} - {"random_mask"}))
 def test_the_first_gradient_is_the_sum_over_unpadded_rows_divided_once(
     tmp_path: Path, cache: TeacherCacheReader, kind: str
 ) -> None:
@@ -123,8 +139,8 @@ def test_a_row_of_its_own_without_a_target_leaves_the_gradient_alone(tmp_path: P
 def test_an_empty_micro_batch_of_an_empty_step_is_a_zero_with_a_graph(
     tmp_path: Path, cache: TeacherCacheReader, kind: str
 ) -> None:
-    trainer = build_trainer(tmp_path, PRESETS[kind], cache)
-    batch = TeacherCollator(PAD, cache)([ROWS[NO_TARGET]])
+    trainer = build_trainer(tmp_path, replace(PRESETS[kind], prompt_tokens="ignore"), cache)
+    batch = trainer.data_collator([ROWS[NO_TARGET]])
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
     loss.backward()
     assert float(loss.detach()) == 0.0
@@ -186,7 +202,9 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_row(tmp_path
         )
         with pytest.raises(TrainingError) as caught:
             trainer.train()
-        assert f"{poisoned.input_ids[:8]}" in str(caught.value) and "step 0" in str(caught.value)
+        message = str(caught.value)
+        assert f"(first in row {poisoned.fingerprint};" in message and "step 0" in message
+        assert all(row.fingerprint in message for row in rows[:7]), "the whole micro-batch can be found again"
         assert not list((tmp_path / kind).glob("checkpoint-*"))
 
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from components.artifacts import ROOT
 from components.errors import InterruptedStageError
-from components.objectives.presets import PRESETS, Objective
+from components.objectives.objective import Objective
+from components.objectives.presets import PRESETS
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.checkpoints import is_sealed
 from components.training.trainer import ObjectiveTrainer
@@ -36,7 +37,7 @@ def main(cache_folder: Path, folder: Path) -> None:
     """What each rank does: every kind of objective, then one run that only the second rank is told to stop, and its resume."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    cache = TeacherCacheReader(cache_folder, build_identity())
+    cache = TeacherCacheReader(cache_folder, build_identity(positions="all"))
     for kind, objective in KINDS.items():
         recorded = record(folder / kind, objective, cache, micro_batch_size=2)
         assert torch.distributed.get_world_size() == 2, "both ranks would believe they are alone"

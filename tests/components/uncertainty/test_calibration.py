@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from components.uncertainty.calibration import expected_calibration_error, rank_correlation, reliability_curve
+from components.uncertainty.calibration import (
+    confidence_brier,
+    expected_calibration_error,
+    law_brier,
+    rank_correlation,
+    reliability_curve,
+)
 
 
 def draw(num_tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,3 +67,38 @@ def test_rank_correlation_sees_order_alone_and_says_none_where_there_is_none() -
     assert rank_correlation(values, -values) == pytest.approx(-1)
     assert rank_correlation(values, torch.ones(4)) is None
     assert rank_correlation(values[:2], values[:2]) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.floats(-30, 5), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_the_brier_score_of_a_law_is_the_squared_distance_from_what_came(rows: list[list[float]]) -> None:
+    logprobs_NV = torch.tensor(rows, dtype=torch.float64).log_softmax(1)
+    labels_N = torch.arange(len(rows)) % 4
+    expected = [
+        sum((float(q) - (token == int(label))) ** 2 for token, q in enumerate(law_V.exp()))
+        for law_V, label in zip(logprobs_NV, labels_N, strict=True)
+    ]
+    assert law_brier(logprobs_NV, labels_N).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_brier_score_of_a_law_is_0_when_certain_and_right_2_when_certain_and_wrong_and_never_negative() -> None:
+    certain = torch.tensor([[0.0, -torch.inf, -torch.inf]]).expand(2, 3)
+    assert law_brier(certain, torch.tensor([0, 2])).tolist() == [0.0, 2.0]
+    almost = (torch.randn(2000, 5, generator=torch.Generator().manual_seed(0)) + 20 * torch.eye(5)[0]).log_softmax(1)
+    assert bool((law_brier(almost, torch.zeros(2000, dtype=torch.long)) >= 0).all())
+
+
+def test_the_brier_score_is_proper_the_truth_has_the_best_one() -> None:
+    truth = torch.tensor([0.6, 0.3, 0.1])
+
+    def expected(law: torch.Tensor) -> float:
+        return float((truth * law_brier(law.log().expand(3, 3), torch.arange(3))).sum())
+
+    for other in ([0.7, 0.2, 0.1], [1 / 3] * 3, [0.5, 0.3, 0.2]):
+        assert expected(truth) < expected(torch.tensor(other))
+
+
+def test_the_brier_score_of_a_confidence_equals_a_literal_reference() -> None:
+    confidence, is_correct = draw(50)
+    expected = [(float(c) - float(right)) ** 2 for c, right in zip(confidence, is_correct, strict=True)]
+    assert confidence_brier(confidence, is_correct).tolist() == pytest.approx(expected)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from components.uncertainty.scores import excess_loss, kl_divergence, mutual_information, token_entropy, token_nll
+from components.uncertainty.scores import excess_loss, kl_divergence, mutual_information, token_entropy, token_nll, top_entropy
 
 N, V = 7, 11
 
@@ -34,6 +34,16 @@ def test_a_token_ruled_out_counts_nothing_in_entropy_and_mutual_information() ->
     torch.testing.assert_close(token_entropy(half), torch.tensor([math.log(2)]))
     other = torch.tensor([[0.0, 1.0, 0.0]]).log()
     assert torch.isfinite(mutual_information(torch.stack([half, other]))).all()
+
+
+def test_entropy_of_the_top_entries_is_that_of_the_law_they_make_alone() -> None:
+    logprobs = laws()
+    top = logprobs.exp().sort(dim=1, descending=True).values[:, :4]
+    torch.testing.assert_close(top_entropy(logprobs, 4), token_entropy((top / top.sum(1, keepdim=True)).log()))
+    torch.testing.assert_close(top_entropy(logprobs + 5.0, 4), top_entropy(logprobs, 4))
+    for num_entries in (V, V + 9):
+        torch.testing.assert_close(top_entropy(logprobs, num_entries), token_entropy(logprobs))
+    assert (top_entropy(logprobs, 4) <= math.log(4)).all() and not top_entropy(logprobs, 1).any()
 
 
 def test_excess_loss_is_zero_where_student_and_reference_agree() -> None:

@@ -1,0 +1,98 @@
+"""Early stopping by the validation nll: the oldest remedy against forgetting, and a switch for every preset.
+
+Every `every_steps` steps the nll of the validation rows is taken (sum over target tokens, divided once). When it has not fallen
+by `min_delta_nats` for `patience` looks in a row the training ends; the weights of the best look are what the training leaves.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from components.params import EarlyStoppingParams
+from components.training.callbacks import Observer
+from components.training.target_scoring import ScoredRow, score_targets
+
+BATCH_TOKENS = 8192
+
+
+class EarlyStopping(Observer):
+    """State: the best look, how many looks since have not been better, and the nll of every look.
+
+    Best weights lie in `folder`, one file a look, and are removed only when a checkpoint knows a better one: a killed run
+    finds the file that its checkpoint speaks of.
+    """
+
+    def __init__(self, params: EarlyStoppingParams, rows: Sequence[ScoredRow], *, pad_token_id: int, folder: Path) -> None:
+        assert rows, "early stopping needs validation rows"
+        self._params, self._rows, self._folder, self._pad_token_id = params, list(rows), folder, pad_token_id
+        self._best_nll = float("inf")
+        self._best_step = 0
+        self._num_worse = 0
+        self._looks: list[tuple[int, float]] = []
+
+    @property
+    def looks(self) -> list[tuple[int, float]]:
+        """(step, validation nll in nats per target token) of every look."""
+        return list(self._looks)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if state.global_step % self._params.every_steps and state.global_step < state.max_steps:
+            return
+        model: nn.Module = given["model"]
+        nll = self._validation_nll(model)
+        self._looks.append((state.global_step, nll))
+        if nll < self._best_nll - self._params.min_delta_nats:
+            self._best_nll, self._best_step, self._num_worse = nll, state.global_step, 0
+            if state.is_world_process_zero:
+                self._keep(model)
+            return
+        self._num_worse += 1
+        if self._num_worse >= self._params.patience:
+            control.should_training_stop = True
+            control.should_log = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            for file in self._folder.glob("step-*.safetensors"):
+                if file != self._file():
+                    file.unlink()
+
+    def _validation_nll(self, model: nn.Module) -> float:
+        parts = score_targets(model, self._rows, pad_token_id=self._pad_token_id, batch_tokens=BATCH_TOKENS)
+        num_targets = sum(len(part) for part in parts)
+        return sum(float(part.nll.double().sum()) for part in parts) / max(1, num_targets)
+
+    def _file(self) -> Path:
+        return self._folder / f"step-{self._best_step}.safetensors"
+
+    def _keep(self, model: nn.Module) -> None:
+        """Trained weights only: with an adapter the base's own stay where they are. Whole or not at all."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+        partial = self._file().with_suffix(".partial")
+        save_file(kept, partial)
+        partial.replace(self._file())
+
+    def restore_best(self, model: nn.Module) -> int:
+        """Put the best look's weights into the model; returns its step."""
+        if self._best_step:
+            kept = load_file(self._file())
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if name in kept:
+                        weight.copy_(kept[name])
+        return self._best_step
+
+    def state_dict(self) -> dict[str, Any]:
+        best = None if self._best_step == 0 else self._best_nll  # JSON knows no infinity
+        return {"best_nll": best, "best_step": self._best_step, "num_worse": self._num_worse, "looks": self._looks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best_nll = float("inf") if state["best_nll"] is None else state["best_nll"]
+        self._best_step, self._num_worse = state["best_step"], state["num_worse"]
+        self._looks = [(step, nll) for step, nll in state["looks"]]

@@ -1,0 +1,86 @@
+"""The forward pass of one micro-batch: the student's hidden states, and the objective on them by the fused head.
+
+Shapes: B rows, T positions, N predicted tokens, V vocabulary.
+"""
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.errors import ParamsError
+from components.objectives.fused_head import FusedLoss
+from components.objectives.model_head import TokenLossRequest, attach_token_loss, head_of, hidden_of
+from components.objectives.objective import Objective
+from components.objectives.row_loss import DenseTeacher
+from components.objectives.sparse_target import TeacherTargets
+from components.training.token_layout import TokenLayout
+from components.training.token_weigher import TokenWeigher
+
+
+class StudentLoss:
+    """Lets the student take `token_loss=`; keeps the online teacher (the student as it is now, frozen) where one is asked for.
+
+    `goes_through_logits`: why the student's head could not be fused, or None; the loss is the same, memory is not.
+    """
+
+    def __init__(self, objective: Objective, student: nn.Module) -> None:
+        self.objective = objective
+        self._teacher = OnlineTeacher(student) if objective.distils and objective.teacher == "online" else None
+        self.goes_through_logits = attach_token_loss(student)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        layout: TokenLayout,
+        teacher: TeacherTargets | None,
+        weigher: TokenWeigher,
+    ) -> FusedLoss:
+        """Terms of one micro-batch. `model` is the student, perhaps wrapped (DDP, FSDP2, peft)."""
+        laws = teacher if self._teacher is None else self._teacher.laws(inputs, layout.predicts_BT)
+        assert laws is not None or not self.objective.distils, "distillation needs the teacher's columns"
+        request = TokenLossRequest(
+            layout.predicts_BT,
+            layout.labels_N,
+            weigher,
+            teacher=laws if self.objective.distils else None,
+            temperature=self.objective.temperature,
+            divergence=self.objective.divergence,
+            entropy=self.objective.entropy,
+            survey=weigher.see_all if weigher.needs_all_scores else None,
+        )
+        terms: dict[str, Tensor] = model(**inputs, token_loss=request)
+        return FusedLoss(**{"entropy_N": None, **terms})  # type: ignore[arg-type]
+
+
+class OnlineTeacher:
+    """The base beside the student: a frozen copy, or with LoRA the student itself with its adapters off."""
+
+    def __init__(self, student: nn.Module) -> None:
+        self._has_adapter = hasattr(student, "disable_adapter")
+        self._model = student if self._has_adapter else copy.deepcopy(student).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def laws(self, inputs: dict[str, Any], predicts_BT: Tensor) -> DenseTeacher:
+        """The teacher's full laws of the predicted tokens; without dropout, without gradient."""
+        head = head_of(self._model)
+        if isinstance(head, str):
+            raise ParamsError(f"teacher: online cannot use this model, because {head}; use teacher: cache")
+        was_training = self._model.training
+        with self._adapter_off():
+            self._model.eval()
+            hidden_NH = hidden_of(self._model, inputs, predicts_BT)
+            self._model.train(was_training)
+        return DenseTeacher(hidden_NH, head)
+
+    def _adapter_off(self) -> AbstractContextManager[Any]:
+        return self._model.disable_adapter() if self._has_adapter else nullcontext()  # type: ignore[operator]
+
+
+def predicted_logits(model: nn.Module, inputs: dict[str, Any], predicts_BT: Tensor) -> Tensor:
+    """`logits_NV` (fp32) of the positions that predict something, row by row."""
+    logits_BTV: Tensor = model(**inputs, use_cache=False).logits
+    return logits_BTV[predicts_BT].float()

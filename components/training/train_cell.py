@@ -1,0 +1,83 @@
+"""One cell of the grid: a post-training run with everything that the stages before it have left."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from components.artifacts import fingerprint_json
+from components.objectives.objective import Objective
+from components.params import ProbeParams, TrainingParams
+from components.training.callbacks import MetricSink
+from components.training.inputs import TrainingInputs, probe_rows, validation_rows
+from components.training.post_train import PostTrainingResult, post_train_model
+from components.training.probe import TrainingProbe
+from components.training.trainer import ObjectiveTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def run_fingerprint(
+    objective: Objective, training: TrainingParams, inputs: TrainingInputs, seed: int, probe: ProbeParams | None = None
+) -> str:
+    """Everything that decides the result: a checkpoint is resumed only under the same fingerprint."""
+    return fingerprint_json(
+        {
+            "objective": asdict(objective),
+            "training": training.model_dump(),
+            "cache": asdict(inputs.cache.manifest.identity),
+            "scores": inputs.scores.manifest.seal,
+            "probe": None if probe is None else probe.model_dump(),
+            "seed": seed,
+        }
+    )
+
+
+def train_cell(
+    model: "PreTrainedModel",
+    inputs: TrainingInputs,
+    objective: Objective,
+    training: TrainingParams,
+    probe: ProbeParams,
+    sink: MetricSink,
+    *,
+    name: str,
+    seed: int,
+    device: torch.device,
+    work: Path,
+) -> PostTrainingResult:
+    """Train `model` on the prepared rows and look at it on the way; `name`: the objective's key in params.yaml."""
+    inputs.scores.require(objective.columns)
+    looked_at, held_out = probe_rows(inputs, objective, probe), validation_rows(inputs)
+
+    def make_probe(trainer: ObjectiveTrainer) -> TrainingProbe:
+        return TrainingProbe(
+            objective,
+            looked_at,
+            held_out,
+            name=name,
+            threshold=trainer.threshold.current,
+            params=probe,
+            pad_token_id=inputs.pad_token_id,
+            teacher_temperature=inputs.cache.manifest.identity.temperature,
+            sink=sink,
+        )
+
+    return post_train_model(
+        model,
+        inputs.rows,
+        inputs.cache,
+        objective,
+        training,
+        seed=seed,
+        device=device,
+        pad_token_id=inputs.pad_token_id,
+        work=work,
+        sink=sink,
+        scores=inputs.scores,
+        class_of_token_V=inputs.class_of_token_V,
+        validation=held_out,
+        make_probe=make_probe,
+    )
