@@ -133,8 +133,8 @@ def _percentile(values: Iterable[float | None], share: float = 0.95) -> float:
 
 def step_name(step: int, steps: Sequence[int]) -> str:
     if step == steps[0]:
-        return "before" if step == 0 else f"first (step {step})"
-    return f"after (step {step})" if step == steps[-1] else f"step {step}"
+        return "before" if step == 0 else f"first ({step})"
+    return f"after ({step})" if step == steps[-1] else str(step)
 
 
 def _is_known(quantity: str, cards: Sequence[Card]) -> bool:

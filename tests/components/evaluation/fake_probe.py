@@ -103,7 +103,10 @@ def _noise(row: dict[str, Any]) -> list[float]:
 def _losses(row: dict[str, Any], step: int, draw: random.Random) -> list[float]:
     left = math.exp(-step / 70)
     pairs = zip(row["teacher_nll"], _noise(row), strict=True)
-    return [round(noise + (base - noise) * left * draw.uniform(0.3, 1.7), 4) for base, noise in pairs]
+    return [
+        round(noise * draw.uniform(0.3, 1.7) + (base - noise) * left * draw.uniform(0.3, 1.7) + 0.3 * draw.random() ** 4, 4)
+        for base, noise in pairs
+    ]
 
 
 def _step(

@@ -74,7 +74,7 @@ def test_there_is_a_button_for_every_recorded_step_and_the_first_is_chosen(page:
     assert [int(button.get("value") or -1) for button in buttons] == list(STEPS)
     assert [button.get("checked") is not None for button in buttons] == [True, *[False] * (len(STEPS) - 1)]
     labels = ["".join(label.itertext()) for label in parse(page).iter("label")]
-    assert labels[0] == "before" and labels[len(STEPS) - 1] == "after (step 300)"
+    assert labels[0] == "before" and labels[len(STEPS) - 1] == "after (300)"
 
 
 def test_marks_and_colours_without_javascript_are_those_of_the_first_step(page: str, probes: dict[str, Any]) -> None:
