@@ -41,6 +41,7 @@ def shrink(params: dict[str, Any]) -> None:
     params["world"].update(num_train_examples=48, num_validation_examples=12, num_test_examples=24, num_ood_items_per_task=8)
     params["base_model"].update(num_steps=60, batch_size=16, hidden_size=32)
     params["training"].update(num_steps=12, batch_size=8, micro_batch_size=4, save_every_steps=6, log_every_steps=2)
+    params["token_scores"].update(num_members=2, num_steps=6)
     params["comparison"]["num_resamples"] = 100
 
 
