@@ -103,7 +103,7 @@ def shown_steps(runs: Runs) -> list[float]:
 
 def coverage_rows(own: Sequence[Probe], runs: Runs) -> list[dict[str, Any]]:
     """Per class: how many tokens, and the share of them that is selected at the shown steps, mean over seeds, in per cent."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name.replace("_", " "), "num_tokens": count, "shares": _shares(runs, f"class:{name}")}
         for name, count in class_counts(own[0]).items()
     ]
@@ -112,7 +112,7 @@ def coverage_rows(own: Sequence[Probe], runs: Runs) -> list[dict[str, Any]]:
 
 def holding_rows(runs: Runs) -> list[dict[str, Any]]:
     """What the selected tokens are at the shown steps, mean over seeds, in per cent; empty where the truth is not known."""
-    rows = [{"name": words, "shares": _shares(runs, f"mask:{name}")} for name, words in HOLDINGS.items()]
+    rows: list[dict[str, Any]] = [{"name": words, "shares": _shares(runs, f"mask:{name}")} for name, words in HOLDINGS.items()]
     return [row for row in rows if _is_known(row["shares"])]
 
 
