@@ -1,10 +1,10 @@
 """Reading artifacts/probes/<model>.json: what training looked like at a few steps, as `post_train` leaves it.
 
-    {"score": "student_nll", "classes": [...], "truth": "law" | "reference" | "none", "num_rows", "num_tokens",
-     "steps": [{"step", "epoch", "threshold", "selected_fraction", "entered", "left", "jaccard", "classes": {name: {...}},
-                "scores": {score: {"epistemic": rho, "aleatoric": rho}}, "kl_to_teacher", "validation": {...}}],
+    {"score", "select", "classes": [...], "truth": "law" | "reference" | "none", "num_rows", "num_tokens",
+     "steps": [{"step", "epoch", "threshold", "selected_fraction", "entered", "left", "jaccard", "jaccard_epoch",
+                "classes": {name: {...}}, "scores": {score: {"epistemic": rho, "aleatoric": rho}}, "mask": {...}, ...}],
      "examples": [{"row_id", "tokens": [{"text", "is_target"}], "classes", "teacher_nll", "steps": [{"step", "score", ...}]}],
-     "warnings": [{"step", "kind", "message"}]}
+     "warnings": [{"step", "kind", "message", "class"}]}
 
 An objective without a mask or a teacher leaves fields out or null; here that is an empty list or a missing key, never a fault.
 """
@@ -51,8 +51,19 @@ def first_model(comparison: Mapping[str, Any], probes: Probes, method: str) -> s
     return next((model for model in comparison["methods"][method]["models"] if model in probes), None)
 
 
+def select_of(probe: Probe) -> str:
+    """`all`, `high`, `low` or `random`; a record without it has a mask where it names a score."""
+    return str(probe.get("select") or ("high" if probe.get("score") else "all"))
+
+
+def score_of(probe: Probe) -> str | None:
+    """The score that chooses tokens; None where none does (objectives carry one even then)."""
+    return str(probe["score"]) if probe.get("score") and select_of(probe) in ("high", "low") else None
+
+
 def step_lines(probe: Probe) -> list[dict[str, float]]:
-    """A flat line of numbers per step: what the mask's score follows, its turnover, `class:<name>`; absent where not known.
+    """A flat line of numbers per step: what the mask's score follows, its turnover, `class:<name>` (share of
+    the class that is selected), `mask:<name>` (what the mask holds); absent where not known.
 
     `entered` and `left` become shares of the probed target tokens (whole numbers in the file are counts).
     """
@@ -60,16 +71,18 @@ def step_lines(probe: Probe) -> list[dict[str, float]]:
 
 
 def _step_line(probe: Probe, step: Mapping[str, Any]) -> dict[str, float]:
-    followed = (step.get("scores") or {}).get(probe.get("score")) or {}
+    followed = (step.get("scores") or {}).get(score_of(probe)) or {}
     line = {
         "step": step["step"],
         "epistemic": followed.get("epistemic"),
         "aleatoric": followed.get("aleatoric"),
         "jaccard": step.get("jaccard"),
+        "jaccard_epoch": step.get("jaccard_epoch"),
         "selected_fraction": step.get("selected_fraction"),
         "entered": _share(step.get("entered"), probe.get("num_tokens")),
         "left": _share(step.get("left"), probe.get("num_tokens")),
         **{f"class:{name}": (found or {}).get("selected_fraction") for name, found in (step.get("classes") or {}).items()},
+        **{f"mask:{name}": value for name, value in (step.get("mask") or {}).items()},
     }
     return {name: float(value) for name, value in line.items() if value is not None and math.isfinite(value)}
 

@@ -54,10 +54,11 @@ def fake_probe(
     warning = {
         "step": 150,
         "kind": "follows_noise",
-        "message": "the mask ranks tokens more like noise than like what is left to learn",
+        "message": f"objective.{preset}: from step 150 on the mask ranks tokens more like noise than like what is left to learn",
     }
     return {
-        "score": "student_nll" if has_mask else None,
+        "score": "student_nll",
+        "select": "high" if has_mask else "all",
         "classes": list(CLASSES),
         "truth": "law",
         "num_rows": num_rows,
@@ -130,6 +131,7 @@ def _step(
         "entered": None if before is None else sum(flat) - both,
         "left": None if before is None else sum(before) - both,
         "jaccard": None if before is None else both / either,
+        "jaccard_epoch": None if before is None else 0.9 * both / either,
         "classes": {
             name: {
                 "num_tokens": names.count(name),
@@ -138,7 +140,7 @@ def _step(
             for name in CLASSES
         },
         "scores": {"student_nll": follows},
-        "mask": None,
+        "mask": {"epistemic_share": 0.5, "known_share": 0.125, "noise_share": 0.375, "noise_coverage": 0.75},
         "kl_to_teacher": None,
         "validation": None,
     }

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from components.evaluation.probes import examples_of
-from components.evaluation.token_pages import MAX_PAGE_BYTES, MAX_PROMPT_RUN, MAX_STEPS, heat, hidden_prompts, render_token_page
+from components.evaluation.token_cards import MAX_PROMPT_RUN, heat, hidden_prompts
+from components.evaluation.token_pages import MAX_PAGE_BYTES, MAX_STEPS, render_token_page
 from components.evaluation.token_text import direction, pieces
 from tests.components.evaluation.fake_probe import STEPS, fake_probe
 
@@ -121,6 +122,23 @@ def test_an_objective_without_mask_and_teacher_is_shown_with_what_it_has() -> No
 def test_without_examples_the_page_says_how_to_get_some(probe: dict[str, Any]) -> None:
     page = render_token_page({"methods": {"sft": {"models": ["sft-0"]}}}, {"sft-0": probe})
     assert "probe.num_examples" in page and not cards(page) and not list(parse(page).iter("script"))
+
+
+def test_a_score_that_chooses_nothing_is_not_called_the_mask_s() -> None:
+    probe = {**probe_of(["a", "b"]), "score": "student_nll", "select": "all"}
+    probe["examples"][0]["steps"][0]["score"] = [1.0, 1.0]
+    page = render_token_page({"methods": {"sft": {"models": ["sft-0"]}}}, {"sft-0": probe})
+    assert "no mask" in page and "score of the mask" not in page
+
+
+def test_all_steps_at_a_glance_have_a_line_per_step_and_a_cell_per_target(page: str, probes: dict[str, Any]) -> None:
+    example = examples_of(probes["masked_mle-0"])[0]
+    card = next(card for card in cards(page) if "masked_mle" in "".join(card.find("h3").itertext()))  # type: ignore[union-attr]
+    lines = card.findall("details/div/table/tbody/tr")
+    assert [line.findtext("th") for line in lines] == [str(step.step) for step in example.steps]
+    for line, step in zip(lines, example.steps, strict=True):
+        marks = ["mle" in (cell.get("class") or "").split() for cell in line.findall("td")]
+        assert marks == [weight > 0 for weight in step.mle_weight]
 
 
 def test_null_numbers_inside_a_list_are_shown_as_missing() -> None:
