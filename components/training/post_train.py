@@ -25,7 +25,9 @@ from components.training.callbacks import MetricSink, MetricSinkCallback, Object
 from components.training.checkpoints import latest_checkpoint
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.lora import add_adapter, merge_adapter
+from components.training.packing import prove_packing
 from components.training.progress import show_progress
+from components.training.student_loss import StudentLoss
 from components.training.threshold import ScoreThreshold
 from components.training.trainer import ObjectiveTrainer
 
@@ -84,6 +86,8 @@ def post_train_model(
         scores=scores,
         class_of_token_V=class_of_token_V,
     )
+    if params.packing:
+        prove_packing(student, spread_rows(rows, params.micro_batch_size), pad_token_id)
     if cache is not None:
         # The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
         with_prompt = objective.prompt_tokens == "distil_only"
@@ -119,8 +123,12 @@ def build_trainer(
     work: Path,
     scores: ScoreSource | None = None,
     class_of_token_V: torch.Tensor | None = None,
+    student_loss: StudentLoss | None = None,
 ) -> ObjectiveTrainer:
-    """The Trainer with its collator and its threshold; it moves and saves its state by the callback added here."""
+    """The Trainer with its collator and its threshold; it moves and saves its state by the callback added here.
+
+    `student_loss`: made beforehand, where the student has been sharded since and its online teacher must not be.
+    """
     collator = TeacherCollator(
         pad_token_id,
         cache if objective.needs_teacher else None,
@@ -137,6 +145,7 @@ def build_trainer(
         objective=objective,
         threshold=ScoreThreshold(objective, initial_scores(objective, rows, cache, scores)),
         class_of_token_V=class_of_token_V,
+        student_loss=student_loss,
     )
     trainer.add_callback(ObjectiveCallback(trainer))
     return trainer
