@@ -21,6 +21,7 @@ from components.training.checkpoints import latest_checkpoint
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.early_stopping import EarlyStopping
 from components.training.lora import add_adapter, merge_adapter
+from components.training.packing import prove_packing
 from components.training.probe import TrainingProbe
 from components.training.progress import show_progress
 from components.training.row_order import spread_rows
@@ -91,6 +92,8 @@ def post_train_model(
         scores=scores,
         class_of_token_V=class_of_token_V,
     )
+    if params.packing:
+        prove_packing(student, spread_rows(rows, params.micro_batch_size), pad_token_id)
     if cache is not None:
         # The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
         with_prompt = objective.prompt_tokens == "distil_only"

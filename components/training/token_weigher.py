@@ -8,7 +8,7 @@ from torch import Tensor
 from components.objectives.fused_head import HeadStatistics
 from components.objectives.objective import Objective
 from components.objectives.row_loss import TokenChunk
-from components.objectives.weights import Threshold, TokenFacts, token_scores, weigh
+from components.objectives.weights import Threshold, TokenFacts, TokenWeights, select, token_scores, weigh, weights_of
 from components.training.threshold import ScoreThreshold
 
 
@@ -24,6 +24,7 @@ class TokenWeigher:
         self._distil_weight = distil_weight
         self._selects = selects
         self._local: Threshold = None
+        self._surveyed_N: Tensor | None = None
 
     @property
     def needs_all_scores(self) -> bool:
@@ -32,13 +33,20 @@ class TokenWeigher:
 
     def see_all(self, statistics: HeadStatistics) -> None:
         """The student's nll and entropy on the whole micro-batch, from a pass without gradient."""
-        scores_N = token_scores(self.objective, statistics.nll_N, statistics.entropy_N, self.facts)
-        self._local = self._threshold.local(scores_N, self.facts)
+        self._surveyed_N = token_scores(self.objective, statistics.nll_N, statistics.entropy_N, self.facts)
+        self._local = self._threshold.local(self._surveyed_N, self.facts)
 
     def __call__(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        facts, threshold = self.facts.at(chunk.rows), self._threshold_of(chunk.rows)
-        weights = weigh(self.objective, chunk.nll_C, chunk.entropy_C, facts, threshold, self._distil_weight)
+        weights = self._weights(chunk, self.facts.at(chunk.rows), self._threshold_of(chunk.rows))
         return weights.mle_N, weights.distil_N
+
+    def _weights(self, chunk: TokenChunk, facts: TokenFacts, threshold: Threshold) -> TokenWeights:
+        if self._surveyed_N is None:
+            return weigh(self.objective, chunk.nll_C, chunk.entropy_C, facts, threshold, self._distil_weight)
+        # The scores that made the threshold, not those of this pass: where every token of a row is kept, the threshold is the
+        # score of one of them, and the last bit of the same number computed again would decide over it.
+        selected_C = select(self.objective, self._surveyed_N[chunk.rows], facts, threshold)
+        return weights_of(self.objective, selected_C, chunk.nll_C, chunk.entropy_C, facts, self._distil_weight)
 
     def _threshold_of(self, rows: slice) -> Threshold:
         if not self._selects:

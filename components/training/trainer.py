@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 
 from components.errors import TrainingError
 from components.objectives.fused_head import FusedLoss
@@ -21,6 +20,8 @@ from components.training.callbacks import Observer
 from components.training.columns import StepColumns, take_columns
 from components.training.meters import StepMeters
 from components.training.row_order import RowOrder
+from components.training.sharded_state import whole
+from components.training.sharded_trainer import ShardedTrainer
 from components.training.student_loss import StudentLoss
 from components.training.threshold import ScoreThreshold
 from components.training.token_layout import TokenLayout, fingerprints_of, layout_of
@@ -29,7 +30,7 @@ from components.uncertainty.selection import random_scores
 from components.uncertainty.token_classes import classify_targets
 
 
-class ObjectiveTrainer(Trainer):
+class ObjectiveTrainer(ShardedTrainer):
     """Adds `objective`, its threshold and what the objective needs to know of tokens (`class_of_token_V`) and teachers."""
 
     loss_is_scaled_for_ga = True
@@ -166,7 +167,7 @@ class ObjectiveTrainer(Trainer):
         """
         if self.objective.normalizer == "selected_tokens":
             self._divide_by_selected(model)
-        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        norm = whole(super()._clip_grad_norm(model))  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):
             raise TrainingError(
                 f"the gradient's norm is {float(norm)} at step {self.state.global_step} though the loss is finite. Nothing was "

@@ -21,6 +21,7 @@ from components.teacher_cache.reader import TeacherCacheReader
 from components.teacher_cache.writer import CacheRow, count_targets
 from components.training.callbacks import ObjectiveCallback
 from components.training.collator import ScoreSource, TeacherCollator
+from components.training.student_loss import StudentLoss
 from components.training.threshold import ScoreThreshold
 from components.training.trainer import ObjectiveTrainer
 
@@ -38,8 +39,12 @@ def build_trainer(
     work: Path,
     scores: ScoreSource | None = None,
     class_of_token_V: torch.Tensor | None = None,
+    student_loss: StudentLoss | None = None,
 ) -> ObjectiveTrainer:
-    """The Trainer with its collator and its threshold; it moves and saves its state by the callback added here."""
+    """The Trainer with its collator and its threshold; it moves and saves its state by the callback added here.
+
+    `student_loss`: made beforehand, where the student has been sharded since and its online teacher must not be.
+    """
     collator = TeacherCollator(
         pad_token_id,
         cache if objective.needs_teacher else None,
@@ -56,6 +61,7 @@ def build_trainer(
         objective=objective,
         threshold=ScoreThreshold(objective, initial_scores(objective, rows, cache, scores)),
         class_of_token_V=class_of_token_V,
+        student_loss=student_loss,
     )
     trainer.add_callback(ObjectiveCallback(trainer))
     return trainer

@@ -21,7 +21,7 @@ from components.training.student_loss import predicted_logits
 from components.training.threshold import ScoreThreshold
 from components.training.token_layout import layout_of
 from components.training.trainer_setup import initial_scores
-from tests.components.training.conftest import NO_TARGET, ROWS, SCORES, Recorded, build_trainer, record
+from tests.components.training.conftest import NO_TARGET, ROWS, SCORES, assert_same, build_trainer, record
 from tests.conftest import PAD, build_model
 
 KINDS: dict[str, Objective] = {
@@ -42,21 +42,6 @@ KINDS: dict[str, Objective] = {
 }
 SPLITS = (8, 2, 1)
 """Rows of a micro-batch: a step of eight rows comes in one, four and eight of them."""
-
-
-def assert_same(one: Recorded, other: Recorded) -> None:
-    assert len(one.gradients) == len(other.gradients) > 0
-    for step, (first, second) in enumerate(zip(one.gradients, other.gradients, strict=True)):
-        largest = max(float(gradient.abs().max()) for gradient in first.values())
-        for name in first:
-            # Adam turns float noise of one step into a little more in the next.
-            tolerance = largest * 1e-5 * 10**step
-            torch.testing.assert_close(
-                first[name], second[name], rtol=1e-4 * 4**step, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
-            )
-    for before, after in zip(one.curve, other.curve, strict=True):
-        for name in ("loss", "nll", "selected_fraction", "distillation_kl", "grad_norm"):
-            assert after[name] == pytest.approx(before[name], rel=2e-3, abs=1e-5), (name, before["step"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
