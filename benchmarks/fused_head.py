@@ -148,34 +148,48 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=128256)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="comma-separated parts of names: other variants are left out")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    variants = build_variants(arguments)
-    if arguments.only:
-        variants = {name: run for name, run in variants.items() if any(part in name for part in arguments.only.split(","))}
-    extra = {name: measure_extra_bytes(run) for name, run in variants.items()}
-    seconds = measure_seconds(variants, arguments.rounds)
-    print(
-        f"{date.today()}, torch {torch.__version__}, {platform.machine()}, 1 thread: N={arguments.tokens}, H={arguments.hidden}, "
-        f"V={arguments.vocabulary}, {arguments.dtype}, K={NUM_ENTRIES}, {arguments.rounds} rounds\n"
-    )
-    print("| variant | CPU s (min) | CPU s (median) | peak extra MiB |\n|---|---|---|---|")
+def report_memory(variants: dict[str, Callable[[], None]]) -> dict[str, int]:
+    """Each line as soon as it is known: the naive variants take their time."""
+    print("| variant | peak extra MiB |\n|---|---|")
+    extra = {}
+    for name, run in variants.items():
+        extra[name] = measure_extra_bytes(run)
+        print(f"| {name} | {extra[name] / 2**20:.0f} |", flush=True)
+    return extra
+
+
+def report_seconds(seconds: dict[str, list[float]], extra: dict[str, int]) -> None:
+    print("\n| variant | CPU s (min) | CPU s (median) |\n|---|---|---|")
     for name, times in seconds.items():
-        print(f"| {name} | {min(times):.2f} | {statistics.median(times):.2f} | {extra[name] / 2**20:.0f} |")
+        print(f"| {name} | {min(times):.2f} | {statistics.median(times):.2f} |")
     print("\n| ratio | time (of minima) | time (median of rounds) | memory |\n|---|---|---|---|")
     for ours, other in RATIOS:
         if ours in seconds and other in seconds:
             by_round = [a / b for a, b in zip(seconds[ours], seconds[other], strict=True)]
             cells = f"{min(seconds[ours]) / min(seconds[other]):.3f} | {statistics.median(by_round):.3f}"
             print(f"| {ours} / {other} | {cells} | {extra[ours] / max(1, extra[other]):.3f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=128256)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=5, help="0: memory alone")
+    parser.add_argument("--only", help="comma-separated parts of names: other variants are left out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    variants = build_variants(arguments)
+    if arguments.only:
+        variants = {name: run for name, run in variants.items() if any(part in name for part in arguments.only.split(","))}
+    print(
+        f"{date.today()}, torch {torch.__version__}, {platform.machine()}, 1 thread: N={arguments.tokens}, H={arguments.hidden}, "
+        f"V={arguments.vocabulary}, {arguments.dtype}, K={NUM_ENTRIES}, {arguments.rounds} rounds\n"
+    )
+    extra = report_memory(variants)
+    if arguments.rounds:
+        report_seconds(measure_seconds(variants, arguments.rounds), extra)
     if not (torch.cuda.is_available() and find_spec("liger_kernel")):
         print("\nLiger's fused operators were not measured: they need CUDA and the package liger-kernel.")
 
