@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("components", "flows", "inputs", "dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore")
-CELLS = [f"{preset}-0" for preset in ("sft", "sft_kl", "uncertainty_aware")]
+CELLS = [f"{preset}-0" for preset in ("sft", "uncertainty_aware", "gain_aware")]
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def shrink(params: dict[str, Any]) -> None:
-    params["presets"] = ["sft", "sft_kl", "uncertainty_aware"]
+    params["presets"] = ["sft", "uncertainty_aware", "gain_aware"]
     params["seeds"] = [0]
     params["world"].update(num_train_examples=48, num_validation_examples=12, num_test_examples=24, num_ood_items_per_task=8)
     params["base_model"].update(num_steps=60, batch_size=16, hidden_size=32)
     params["training"].update(num_steps=12, batch_size=8, micro_batch_size=4, save_every_steps=6, log_every_steps=2)
+    params["token_scores"].update(num_members=2, num_steps=6)
     params["comparison"]["num_resamples"] = 100
 
 

@@ -19,9 +19,11 @@ from safetensors.torch import load_model, save_model
 
 from components.artifacts import fingerprint_json
 from components.errors import DataError
+from components.objectives.presets import PRESETS
 from components.params import EarlyStoppingParams, TokenScoresParams, TrainingParams
 from components.token_scores.rows import ScoredRow, count_targets
 from components.training.checkpoints import is_sealed, seal_checkpoint
+from components.training.post_train import post_train_model
 from components.uncertainty.selection import keyed_generator
 
 if TYPE_CHECKING:
@@ -109,8 +111,6 @@ def member_training(params: TokenScoresParams, training: TrainingParams) -> Trai
 
 def plain_fine_tuning(training: TrainingParams, device: torch.device, pad_token_id: int) -> TrainMember:
     """Members by the students' own trainer, with cross-entropy on every target token."""
-    from components.objectives.presets import PRESETS
-    from components.training.post_train import post_train_model
 
     def train_member(model: "PreTrainedModel", rows: Sequence[ScoredRow], seed: int, work: Path) -> "PreTrainedModel":
         return post_train_model(

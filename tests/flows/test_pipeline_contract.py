@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.objectives.resolve import resolve_all
 from components.params import Params, load_params
 from components.token_scores.identity import MEMBER_KNOBS
 from infra.sync_dvc_deps import DVC_YAML, ROOT, code_dependencies, flow_of
@@ -73,7 +74,8 @@ def test_the_default_params_are_valid() -> None:
 
 def test_the_example_params_are_valid() -> None:
     for file in sorted((ROOT / "examples").glob("*.yaml")):
-        assert load_params(file).data.source == "files"
+        assert resolve_all(load_params(file))
+        assert (load_params(file).data.source == "embedded") == (file.stem == "study_embedded")
 
 
 def test_no_parameter_has_a_name_that_dvc_s_run_cache_overlooks() -> None:
