@@ -1,5 +1,6 @@
 """An example under one method as tokens.html shows it: its tokens with colour and marks, all steps at a glance, its numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ def shown_card(card: Card, number: int, quantity: str, caps: Mapping[str, float]
         "model": card.model,
         "index": card.index,
         "score": card.score,
-        "cap": caps.get(card.score or "", 0.0),
+        "cap": caps.get(card.score or ""),
         "row_id": example.row_id,
         "direction": direction(example.texts),
         "cells": _cells(card, step, quantity, caps),
@@ -105,7 +106,7 @@ def _run_length(places: set[int], start: int) -> int:
 def _target_cell(card: Card, step: ExampleStep, target: int, text: str, quantity: str, caps: Mapping[str, float]) -> Cell:
     student, teacher = step.student_nll[target], card.example.teacher_nll[target]
     value = step.score[target] if quantity == "score" and card.score else student
-    cap = caps[card.score] if quantity == "score" and card.score else caps["student_nll"]
+    cap = caps.get(card.score) if quantity == "score" and card.score else None
     mle, distil = step.mle_weight[target], step.distil_weight[target]
     marks = " ".join(name for name, weight in (("mle", mle), ("distil", distil)) if weight > 0)
     numbers = [("score", step.score[target]), ("student", student), ("base", teacher)]
@@ -118,9 +119,11 @@ def _target_cell(card: Card, step: ExampleStep, target: int, text: str, quantity
     return Cell(pieces(text), target, marks + sign, heat(value, cap), " · ".join(filter(None, said)))
 
 
-def heat(value: float | None, cap: float) -> int:
-    """Per cent of the full colour."""
-    return 0 if value is None else round(100 * min(1.0, abs(value) / cap))
+def heat(value: float | None, cap: float | None = None) -> int:
+    """Per cent of the full colour: 1 - exp(-nats), for a loss the probability that was not given; or a share of `cap`."""
+    if value is None:
+        return 0
+    return round(100 * (1 - math.exp(-abs(value)) if cap is None else min(1.0, abs(value) / cap)))
 
 
 def summary(step: ExampleStep, teacher_nll: Sequence[float | None]) -> str:
@@ -137,8 +140,7 @@ def embedded_card(card: Card, caps: Mapping[str, float]) -> dict[str, Any]:
     """What the script needs of a card; numbers with two or three decimals."""
     example = card.example
     return {
-        "cap": caps[card.score] if card.score else None,
-        "loss_cap": caps["student_nll"],
+        "cap": caps.get(card.score or ""),
         "classes": example.classes,
         "teacher": _short(example.teacher_nll),
         "steps": [

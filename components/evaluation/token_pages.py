@@ -12,6 +12,7 @@ from components.evaluation.page import render_page
 from components.evaluation.probes import Example, ExampleStep, Probes, examples_of, first_model, score_of
 from components.evaluation.report_figures import method_index
 from components.evaluation.token_cards import QUANTITIES, Card, embedded_card, grid, shown_card
+from components.objectives.objective import SCORES_NOT_IN_NATS
 
 MAX_PAGE_BYTES = 3_000_000
 MAX_STEPS = 24
@@ -36,7 +37,6 @@ def render_token_page(comparison: Mapping[str, Any], probes: Probes) -> str:
         steps=[(step, step_name(step, steps)) for step in steps],
         quantities=[(key, name) for key, name in QUANTITIES.items() if _is_known(key, cards)],
         quantity=quantity,
-        loss_cap=caps["student_nll"],
         has_negative=any((value or 0) < 0 for card in cards for step in card.example.steps for value in step.score),
         embedded=json.dumps([embedded_card(card, caps) for card in cards], separators=(",", ":")),
     )
@@ -88,13 +88,12 @@ def _cut_step(step: ExampleStep, size: int) -> ExampleStep:
 
 
 def full_colours(cards: Sequence[Card]) -> dict[str, float]:
-    """Score -> the value with the full colour: the 95th percentile of its size over all steps. Losses share one."""
-    losses = [value for card in cards for step in card.example.steps for value in step.student_nll]
-    losses += [value for card in cards for value in card.example.teacher_nll]
-    caps = {"student_nll": _percentile(losses)}
-    for name in dict.fromkeys(card.score for card in cards if card.score):
-        values = [value for card in cards if card.score == name for step in card.example.steps for value in step.score]
-        caps[name] = caps["student_nll"] if name.endswith("_nll") else _percentile(values)
+    """Of scores that are not in nats, the value with the full colour: the 95th percentile of its size over all steps."""
+    caps = {}
+    for name in dict.fromkeys(card.score for card in cards):
+        if name in SCORES_NOT_IN_NATS:
+            values = [value for card in cards if card.score == name for step in card.example.steps for value in step.score]
+            caps[name] = _percentile(values)
     return caps
 
 

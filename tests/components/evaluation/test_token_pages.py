@@ -1,6 +1,7 @@
 """Laws of the token page: it needs nothing but itself, loses and repeats no token, marks what was weighed, and stays small."""
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -189,8 +190,19 @@ def test_rows_of_a_script_written_from_the_right_are_read_from_the_right() -> No
     assert direction(["copy", " مرحبا"[:3], " the word"]) == "ltr" and direction(["1", "."]) == "ltr"
 
 
-def test_heat_grows_with_the_size_and_is_full_at_the_cap() -> None:
+def test_heat_in_nats_is_the_probability_that_was_not_given() -> None:
+    for probability in (1.0, 0.75, 0.5, 0.02):
+        assert heat(-math.log(probability)) == round(100 * (1 - probability))
+    assert heat(None) == 0 and heat(-math.log(2)) == heat(math.log(2)), "a negative score has a hue of its own"
+
+
+def test_heat_in_another_unit_is_full_at_the_cap() -> None:
     assert [heat(value, 2.0) for value in (None, 0.0, 1.0, -1.0, 2.0, 9.0)] == [0, 0, 50, 50, 100, 100]
+    probe = {**probe_of(["a", "b"]), "score": "probability_gain", "select": "high"}
+    probe["examples"][0]["steps"][0]["score"] = [-0.2, 0.4]
+    page = render_token_page({"methods": {"m": {"models": ["m-0"]}}}, {"m-0": probe})
+    assert "score: probability_gain, full colour at 0.2" in page and "below zero" in page
+    assert [token.get("class") for token in tokens(cards(page)[0], "t")] == ["t mle below", "t mle"]
 
 
 def test_ink_is_readable_on_the_full_colours_of_both_themes(page: str) -> None:
