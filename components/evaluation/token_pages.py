@@ -89,7 +89,7 @@ def _cut_step(step: ExampleStep, size: int) -> ExampleStep:
 
 def full_colours(cards: Sequence[Card]) -> dict[str, float]:
     """Of scores that are not in nats, the value with the full colour: the 95th percentile of its size over all steps."""
-    caps = {}
+    caps: dict[str, float] = {}
     for name in dict.fromkeys(card.score for card in cards):
         if name in SCORES_NOT_IN_NATS:
             values = [value for card in cards if card.score == name for step in card.example.steps for value in step.score]
