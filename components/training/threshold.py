@@ -50,8 +50,10 @@ class ScoreThreshold:
         own_N = scores_N[facts.is_target_N]
         if not len(own_N):
             return self.value
+        if self._objective.scope == "sequence":  # there is no one number, and none is logged
+            return sequence_thresholds(self._objective, scores_N, facts)
         self.value = quantile_threshold(own_N, self._objective.keep, self._objective.select)
-        return self.value if self._objective.scope == "micro_batch" else sequence_thresholds(self._objective, scores_N, facts)
+        return self.value
 
     def observe(self, scores_N: Tensor) -> None:
         """Scores of target tokens of the running step."""
