@@ -42,26 +42,33 @@ class StudentLoss:
         """Terms of one micro-batch. `model` is the student, perhaps wrapped (DDP, FSDP2, peft)."""
         laws = teacher if self._teacher is None else self._teacher.laws(inputs, layout.predicts_BT)
         assert laws is not None or not self.objective.distils, "distillation needs the teacher's columns"
-        request = TokenLossRequest(
-            layout.predicts_BT,
-            layout.labels_N,
-            weigher,
-            teacher=laws if self.objective.distils else None,
-            temperature=self.objective.temperature,
-            divergence=self.objective.divergence,
-            entropy=self.objective.entropy,
-            survey=weigher.see_all if weigher.needs_all_scores else None,
-        )
+        request = token_loss_request(self.objective, layout, laws, weigher)
         terms: dict[str, Tensor] = model(**inputs, token_loss=request)
         return FusedLoss(**{"entropy_N": None, **terms})  # type: ignore[arg-type]
 
 
-class OnlineTeacher:
-    """The base beside the student: a frozen copy, or with LoRA the student itself with its adapters off."""
+def token_loss_request(
+    objective: Objective, layout: TokenLayout, teacher: TeacherTargets | DenseTeacher | None, weigher: TokenWeigher
+) -> TokenLossRequest:
+    """One micro-batch's part of the objective, in the words of the head."""
+    return TokenLossRequest(
+        layout.predicts_BT,
+        layout.labels_N,
+        weigher,
+        teacher=teacher if objective.distils else None,
+        temperature=objective.temperature,
+        divergence=objective.divergence,
+        entropy=objective.entropy,
+        survey=weigher.see_all if weigher.needs_all_scores else None,
+    )
 
-    def __init__(self, student: nn.Module) -> None:
-        self._has_adapter = hasattr(student, "disable_adapter")
-        self._model = student if self._has_adapter else copy.deepcopy(student).eval().requires_grad_(False)
+
+class OnlineTeacher:
+    """The base beside the student: a frozen model that is given, a frozen copy, or with LoRA the student with its adapters off."""
+
+    def __init__(self, student: nn.Module, frozen: nn.Module | None = None) -> None:
+        self._has_adapter = frozen is None and hasattr(student, "disable_adapter")
+        self._model = student if self._has_adapter else (frozen or copy.deepcopy(student)).eval().requires_grad_(False)
 
     @torch.no_grad()
     def laws(self, inputs: dict[str, Any], predicts_BT: Tensor) -> DenseTeacher:
