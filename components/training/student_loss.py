@@ -64,7 +64,7 @@ def token_loss_request(
 
 
 class OnlineTeacher:
-    """The base beside the student: a frozen model that is given, a frozen copy, or with LoRA the student with its adapters off."""
+    """The base beside the student: a frozen model given or copied, or with LoRA the student itself with its adapters off."""
 
     def __init__(self, student: nn.Module, frozen: nn.Module | None = None) -> None:
         self._has_adapter = frozen is None and hasattr(student, "disable_adapter")

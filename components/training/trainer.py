@@ -25,7 +25,8 @@ from components.training.token_layout import TokenLayout, layout_of
 from components.training.token_weigher import TokenWeigher
 
 REPAIR = (
-    "Lower training.learning_rate or training.max_grad_norm, or remove that row (its fingerprint is in artifacts/data/train.arrow)"
+    "Lower training.learning_rate or training.max_grad_norm, or remove that row (its fingerprint is in "
+    "artifacts/data/train.arrow)"
 )
 
 
