@@ -157,7 +157,7 @@ class TokenObjectiveCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not self._loss.watch.is_attached:
             raise TrainingError("call loss.attach(trainer.model) before trainer.train()")
-        _refuse_split_means(args)
+        refuse_split_means(args)
         self.run = (args, state)
         self._loss.num_seen = 0
         self._loss.threshold.take_pending()  # of a run that was broken off
@@ -213,7 +213,7 @@ def _refuse_missing(
     refuse_missing_inputs(objective, cache, scores, class_of_token_V)
 
 
-def _refuse_split_means(arguments: TrainingArguments) -> None:
+def refuse_split_means(arguments: TrainingArguments) -> None:
     """Where the Trainer would average means over unequal parts, the gradient would depend on how a step is cut up."""
     if arguments.n_gpu > 1:
         raise TrainingError(

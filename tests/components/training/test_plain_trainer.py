@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.lora import add_adapter
 from components.training.model_inputs import InputWatch
-from components.training.plain_trainer import STATE, TokenObjectiveLoss
+from components.training.plain_trainer import STATE, TokenObjectiveLoss, refuse_split_means
 from components.training.post_train import training_arguments
 from components.training.row_order import RowOrder
 from tests.components.training.conftest import CLASS_OF_TOKEN, CPU, ROWS, SCORES, GradientCallback, Recorded, record, settings
@@ -204,6 +205,13 @@ def test_what_is_forgotten_is_named(tmp_path: Path, cache: TeacherCacheReader) -
         build_loss(replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"), cache)
 
 
+def test_several_gpus_in_one_process_and_means_of_means_are_refused(tmp_path: Path) -> None:
+    for wrong, faults in (("DataParallel", {"n_gpu": 2}), ("average_tokens_across_devices=True", {"world_size": 2})):
+        arguments = {"n_gpu": 1, "world_size": 1, "average_tokens_across_devices": False, **faults}
+        with pytest.raises(TrainingError, match=wrong):
+            refuse_split_means(SimpleNamespace(**arguments))  # type: ignore[arg-type]
+
+
 def test_a_cache_of_another_model_is_refused_when_attached(tmp_path: Path, cache: TeacherCacheReader) -> None:
     with pytest.raises(CacheMismatchError, match="nats per token before the first step"):
         build_loss(PRESETS["uncertainty_aware"], cache).attach(build_model(seed=1))
@@ -216,7 +224,7 @@ def test_columns_that_were_rounded_on_the_way_are_refused(cache: TeacherCacheRea
     labels = batch.pop("labels")
     with pytest.raises(TrainingError, match="cast_forward_inputs=False"):
         model(**batch | {"teacher_label_logprob": batch["teacher_label_logprob"].bfloat16()})
-    assert float(loss(model.eval()(**batch), labels, 10)) > 0, "as they are they pass"
+    assert float(loss(model.eval()(**batch), labels, 10).detach()) > 0, "as they are they pass"
 
 
 def test_packed_rows_give_the_sum_of_padded_ones(cache: TeacherCacheReader) -> None:
