@@ -122,7 +122,7 @@ def _with_token_loss(architecture: type) -> Any:
         form = getattr(self, FORM)
         if isinstance(form, str):
             logits_NV = type(self).forward(self, *args, **inputs).logits[token_loss.is_predicting_BT]
-            return token_loss_terms(_loss_of_logits(logits_NV, token_loss))
+            return token_loss_terms(loss_of_logits(logits_NV, token_loss))
         hidden_NH = self.base_model(*args, **inputs).last_hidden_state[token_loss.is_predicting_BT]
         return self.get_output_embeddings()(hidden_NH, lend=functools.partial(_loss_of_hidden, form, token_loss))
 
@@ -155,7 +155,8 @@ def _loss_of_hidden(
     )
 
 
-def _loss_of_logits(logits_NV: Tensor, request: TokenLossRequest) -> FusedLoss:
+def loss_of_logits(logits_NV: Tensor, request: TokenLossRequest) -> FusedLoss:
+    """The same from whole logits of the predicting positions, row by row: the long way."""
     if request.survey is not None:
         detached_NV = logits_NV.detach().float()
         request.survey(

@@ -49,34 +49,41 @@ class StudentLoss:
         """Terms of one micro-batch. `model` is the student, perhaps wrapped (DDP, FSDP2, peft)."""
         laws = teacher if self._teacher is None else self._teacher.laws(inputs, layout.predicts_BT)
         assert laws is not None or not self.objective.distils, "distillation needs the teacher's columns"
-        request = TokenLossRequest(
-            layout.predicts_BT,
-            layout.labels_N,
-            weigher,
-            teacher=laws if self.objective.distils else None,
-            temperature=self.objective.temperature,
-            divergence=self.objective.divergence,
-            entropy=self.objective.entropy,
-            survey=weigher.see_all if weigher.needs_all_scores else None,
-        )
+        request = token_loss_request(self.objective, layout, laws, weigher)
         terms: dict[str, Tensor] = model(**inputs, token_loss=request)
         return FusedLoss(**{"entropy_N": None, **terms})  # type: ignore[arg-type]
 
 
+def token_loss_request(
+    objective: Objective, layout: TokenLayout, teacher: TeacherTargets | DenseTeacher | None, weigher: TokenWeigher
+) -> TokenLossRequest:
+    """One micro-batch's part of the objective, in the words of the head."""
+    return TokenLossRequest(
+        layout.predicts_BT,
+        layout.labels_N,
+        weigher,
+        teacher=teacher if objective.distils else None,
+        temperature=objective.temperature,
+        divergence=objective.divergence,
+        entropy=objective.entropy,
+        survey=weigher.see_all if weigher.needs_all_scores else None,
+    )
+
+
 class OnlineTeacher:
-    """The base beside the student: a frozen copy, or with LoRA the student itself with its adapters off.
+    """The base beside the student: a frozen model given or copied, or with LoRA the student itself with its adapters off.
 
     Of a sharded student there is neither: each rank's copy must be made while the weights are whole, and is whole itself.
     """
 
-    def __init__(self, student: nn.Module) -> None:
-        if is_sharded(student):
+    def __init__(self, student: nn.Module, frozen: nn.Module | None = None) -> None:
+        if frozen is None and is_sharded(student):
             raise ParamsError(
                 "teacher: online cannot copy a model that is sharded already. Make StudentLoss(objective, model) before "
                 "shard_model(model) and give it to the trainer, or use teacher: cache"
             )
-        self._has_adapter = hasattr(student, "disable_adapter")
-        self._model = student if self._has_adapter else copy.deepcopy(student).eval().requires_grad_(False)
+        self._has_adapter = frozen is None and hasattr(student, "disable_adapter")
+        self._model = student if self._has_adapter else (frozen or copy.deepcopy(student)).eval().requires_grad_(False)
 
     @torch.no_grad()
     def laws(self, inputs: dict[str, Any], predicts_BT: Tensor) -> DenseTeacher:

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import TrainingError
-from components.objectives.fused_head import FusedLoss
 from components.objectives.objective import Objective
-from components.objectives.weights import TokenFacts
 from components.training.callbacks import Observer
 from components.training.columns import StepColumns, take_columns
 from components.training.meters import StepMeters
 from components.training.row_order import RowOrder
 from components.training.sharded_state import whole
 from components.training.sharded_trainer import ShardedTrainer
+from components.training.step_tokens import StepPlace, gather_scores, refuse_non_finite, weigher_of
 from components.training.student_loss import StudentLoss
 from components.training.threshold import ScoreThreshold
-from components.training.token_layout import TokenLayout, fingerprints_of, layout_of
+from components.training.token_layout import TokenLayout, layout_of
 from components.training.token_weigher import TokenWeigher
-from components.uncertainty.selection import random_scores
-from components.uncertainty.token_classes import classify_targets
+
+REPAIR = (
+    "Lower training.learning_rate or training.max_grad_norm, or remove that row (its fingerprint is in "
+    "artifacts/data/train.arrow)"
+)
 
 
 class ObjectiveTrainer(ShardedTrainer):
@@ -85,7 +87,7 @@ class ObjectiveTrainer(ShardedTrainer):
         layout = layout_of(inputs, labels_BT, self.objective.prompt_tokens == "distil_only")
         weigher = self._weigher(layout, columns)
         terms = self.student_loss(model, inputs, layout, columns.teacher, weigher)
-        self._refuse_non_finite(terms, layout, inputs, labels_BT)
+        refuse_non_finite(terms, layout, inputs, labels_BT, self.state.global_step, repair=REPAIR)
         weigher.observe(terms.nll_N, terms.entropy_N)
         self.meters.add(terms, layout.is_target_N, self.threshold.value)
         self._part += 1
@@ -97,39 +99,9 @@ class ObjectiveTrainer(ShardedTrainer):
         return (loss, {"nll": terms.nll_N}) if return_outputs else loss
 
     def _weigher(self, layout: TokenLayout, columns: StepColumns) -> TokenWeigher:
-        step = self.state.global_step
-        return TokenWeigher(
-            self.objective,
-            self._facts(layout, columns),
-            self.threshold,
-            distil_weight=self.objective.distil_weight_at(step, self.args.max_steps),
-            selects=step >= self.objective.warmup_steps,
-        )
-
-    def _facts(self, layout: TokenLayout, columns: StepColumns) -> TokenFacts:
-        class_N = None
-        if self.class_of_token_V is not None:
-            labels_N = layout.labels_N.clamp(min=0)  # a prompt token's class is never looked at
-            class_N = classify_targets(self.class_of_token_V, labels_N, layout.is_turn_start_N)
-        return TokenFacts(
-            is_target_N=layout.is_target_N,
-            row_N=layout.row_N,
-            teacher_logprob_N=columns.teacher.label_logprob_N if columns.teacher else None,
-            class_N=class_N,
-            random_N=self._random(layout) if self.objective.select == "random" else None,
-            columns=columns.scores,
-        )
-
-    def _random(self, layout: TokenLayout) -> Tensor:
-        """Uniform numbers that depend on seed, step and the row's number within the step alone: the same in every split."""
         part = self._part * self.accelerator.num_processes + self.accelerator.process_index
-        first = part * layout.num_rows
-        random_N = torch.ones(len(layout.labels_N))
-        rows_N, is_target_N = layout.row_N.cpu(), layout.is_target_N.cpu()
-        for row in range(layout.num_rows):
-            own_N = (rows_N == row) & is_target_N
-            random_N[own_N] = random_scores(int(own_N.sum()), self.args.seed, self.state.global_step, first + row)
-        return random_N.to(layout.labels_N.device)
+        place = StepPlace(self.args.seed, self.state.global_step, self.args.max_steps, part)
+        return weigher_of(self.objective, layout, columns, self.threshold, self.class_of_token_V, place)
 
     def finish_step(self) -> None:
         """After the optimiser's step: one threshold for the next step from the scores of all micro-batches and ranks."""
@@ -138,27 +110,7 @@ class ObjectiveTrainer(ShardedTrainer):
         self.state.epoch = self.state.global_step * self.rows_per_step / self.num_rows  # the Trainer takes all for one pass
         if self.threshold.is_lagged:
             scores_N = self.threshold.take_pending().to(self.args.device)
-            self.threshold.advance(self._gather(scores_N))
-
-    def _gather(self, scores_N: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return scores_N
-        padded_N = self.accelerator.pad_across_processes(scores_N, pad_index=float("nan"))
-        gathered_N: Tensor = self.accelerator.gather(padded_N)
-        return gathered_N[~gathered_N.isnan()]
-
-    def _refuse_non_finite(self, terms: FusedLoss, layout: TokenLayout, inputs: dict[str, Tensor], labels_BT: Tensor) -> None:
-        """Raised before the step is taken: no weight has seen this loss, and the last checkpoint stays good."""
-        if torch.isfinite(terms.loss_sum):
-            return
-        token = int((~torch.isfinite(terms.nll_N + terms.kl_N)).int().argmax())
-        names = fingerprints_of(inputs, labels_BT)
-        raise TrainingError(
-            f"the loss is {float(terms.loss_sum.detach())} at step {self.state.global_step} (first in row "
-            f"{names[int(layout.row_N[token])]}; rows of the micro-batch: {', '.join(names)}). Nothing was saved from this step. "
-            "Lower training.learning_rate or training.max_grad_norm, or remove that row (its fingerprint is in "
-            "artifacts/data/train.arrow)"
-        )
+            self.threshold.advance(gather_scores(scores_N))
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Divides by the step's selected tokens where the objective says so; refuses a gradient that is not finite.
