@@ -33,12 +33,13 @@ from components.teacher_cache.writer import CacheRow
 from components.training.alignment import prove_alignment
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.model_inputs import InputWatch, PassedInputs
-from components.training.post_train import initial_scores, refuse_missing_inputs, spread_rows
+from components.training.row_order import spread_rows
 from components.training.step_tokens import StepPlace, gather_scores, refuse_non_finite, weigher_of
 from components.training.student_loss import OnlineTeacher, token_loss_request
 from components.training.threshold import ScoreThreshold
 from components.training.token_layout import TokenLayout, layout_of
 from components.training.token_row import row_of
+from components.training.trainer_setup import initial_scores, refuse_missing_inputs
 
 LOGGER = logging.getLogger(__name__)
 OUTSIDE = StepPlace(seed=0, step=0, num_steps=1, part=0)

@@ -25,8 +25,8 @@ from components.teacher_cache.reader import TeacherCacheReader
 from components.training.lora import add_adapter
 from components.training.model_inputs import InputWatch
 from components.training.plain_trainer import STATE, TokenObjectiveLoss, refuse_split_means
-from components.training.post_train import training_arguments
 from components.training.row_order import RowOrder
+from components.training.trainer_setup import training_arguments
 from tests.components.training.conftest import CLASS_OF_TOKEN, CPU, ROWS, SCORES, GradientCallback, Recorded, record, settings
 from tests.conftest import PAD, Row, build_cache, build_identity, build_model
 
