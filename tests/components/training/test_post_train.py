@@ -22,7 +22,7 @@ from components.teacher_cache.reader import TeacherCacheReader
 from components.training import callbacks
 from components.training.checkpoints import latest_checkpoint
 from components.training.trainer_setup import accumulation_steps, training_arguments
-from tests.components.training.conftest import CPU, ROWS, leave, post_train, reopen, settings
+from tests.components.training.conftest import CPU, ROWS, Recorded, leave, post_train, reopen, settings, watching
 from tests.conftest import build_cache, build_model, end_of_child, start_child
 
 LENGTH: dict[str, Any] = {"num_steps": 11, "save_every_steps": 3, "log_every_steps": 4, "micro_batch_size": 4}
@@ -37,17 +37,30 @@ Sink = Callable[[int, dict[str, float]], None]
 
 def run_to_the_end(folder: Path, kind: str, cache: TeacherCacheReader, sink: Sink = lambda step, values: None) -> None:
     objective, changes = KINDS[kind]
-    leave(folder, post_train(folder / "work", objective, reopen(cache), sink=sink, **{**LENGTH, **changes}))
+    recorded = Recorded()
+    with watching(recorded):
+        result = post_train(folder / "work", objective, reopen(cache), sink=sink, **{**LENGTH, **changes})
+    leave(folder, result, recorded)
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     return load_file(folder / "model" / "model.safetensors"), json.loads((folder / "curve.json").read_text())
 
 
+def history(folder: Path) -> list[Any]:
+    """Thresholds by step and masks by micro-batch, since the start or the resume."""
+    found: list[Any] = json.loads((folder / "history.json").read_text())
+    return found
+
+
 def assert_same_bits(folder: Path, whole: Path) -> None:
     weights, curve = outcome(folder)
     expected_weights, expected_curve = outcome(whole)
     assert curve == expected_curve
+    start = int((folder / "resumed_at_step").read_text())
+    (thresholds, masks), (expected_thresholds, expected_masks) = history(folder), history(whole)
+    assert len(expected_thresholds) == LENGTH["num_steps"] and thresholds == expected_thresholds[start:]
+    assert masks == expected_masks[2 * start :], "two micro-batches for each step"
     assert weights.keys() == expected_weights.keys()
     for name, weight in weights.items():
         assert torch.equal(weight, expected_weights[name]), name
