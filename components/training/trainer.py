@@ -85,7 +85,7 @@ class ObjectiveTrainer(ShardedTrainer):
         self._selected_in_step = self._selected_in_step + (terms.mle_weight_N > 0).sum()
         self._targets_in_step = num_items_in_batch
         num_targets = torch.as_tensor(num_items_in_batch)
-        # A step without a target is a zero with a graph: a sum over its prompts, divided by nothing, would dwarf every other step.
+        # A step without a target is a zero with a graph: a sum over its prompts, divided by nothing, would dwarf the others.
         loss = terms.loss_sum * (num_targets > 0) / num_targets.clamp(min=1)
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes

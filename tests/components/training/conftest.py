@@ -41,7 +41,7 @@ def training_rows() -> list[Row]:
 
 ROWS = training_rows()
 CPU = torch.device("cpu")
-SMOOTH_ADAM = 1e-4
+SMOOTH_ADAM = 1e-2
 """Adam's epsilon where trajectories are compared: with 1e-8 a gradient entry of pure rounding noise moves its weight as far
 as any other does, and two equal runs part by that."""
 
