@@ -2,7 +2,7 @@
 
     python -m benchmarks.split_equality
 
-Every preset, three steps of eight rows on the real Trainer, with the tiny Llama of the tests, fp32, gloo. Compared to one process,
+Every preset, three steps of eight rows on the real Trainer with the tiny Llama of the tests, fp32, gloo. Against one process,
 padded rows and one micro-batch. Gradient: the largest difference of any entry, as a share of the step's largest entry. Loss: the
 largest difference of a logged loss, in nats per target token. Each row shows the worst of its splits.
 """
