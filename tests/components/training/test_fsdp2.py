@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from components.errors import BallastError, ParamsError, TrainingError
 from components.objectives.objective import Objective
-from components.objectives.presets import PRESETS
 from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.callbacks import restore_objective
@@ -29,6 +28,7 @@ from components.training.sharded_state import whole_weights
 from components.training.sharding import mesh_of_all_ranks, shard_model
 from components.training.student_loss import StudentLoss
 from tests.components.training.conftest import (
+    LIVE_PRESETS,
     Recorded,
     assert_same,
     build_trainer,
@@ -44,12 +44,12 @@ from tests.conftest import VOCABULARY, build_identity, build_model
 NUM_STEPS = 3
 LORA = LoraParams(enabled=True, rank=4, alpha=8.0)
 KINDS: dict[str, Objective] = {
-    **PRESETS,
-    "per_selected": replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
-    "online": replace(PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
-    "tied": PRESETS["uncertainty_aware"],
-    "lora": PRESETS["uncertainty_aware"],
-    "clipped": PRESETS["uncertainty_aware"],
+    **LIVE_PRESETS,
+    "per_selected": replace(LIVE_PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
+    "online": replace(LIVE_PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
+    "tied": LIVE_PRESETS["uncertainty_aware"],
+    "lora": LIVE_PRESETS["uncertainty_aware"],
+    "clipped": LIVE_PRESETS["uncertainty_aware"],
 }
 CHANGES: dict[str, dict[str, Any]] = {"clipped": {"max_grad_norm": 0.5}}
 MODEL: dict[str, dict[str, Any]] = {"tied": {"tie_word_embeddings": True, "num_hidden_layers": 2}}
@@ -57,8 +57,8 @@ MODEL: dict[str, dict[str, Any]] = {"tied": {"tie_word_embeddings": True, "num_h
 
 def ways() -> dict[str, tuple[str, int, bool]]:
     """Every preset padded and packed; micro-batches of 4, 2 and 1 rows take turns."""
-    found = [(kind, 2, number % 2 == 0) for number, kind in enumerate(KINDS) if kind not in PRESETS]
-    for number, kind in enumerate(PRESETS):
+    found = [(kind, 2, number % 2 == 0) for number, kind in enumerate(KINDS) if kind not in LIVE_PRESETS]
+    for number, kind in enumerate(LIVE_PRESETS):
         found += [(kind, 2, number % 2 == 0), (kind, (4, 1)[number // 2 % 2], number % 2 == 1)]
     return {f"{kind}-{rows}-{'packed' if packing else 'padded'}": (kind, rows, packing) for kind, rows, packing in found}
 

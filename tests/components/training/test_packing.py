@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from components.data.batching import pack_rows
 from components.errors import ParamsError
-from components.objectives.presets import PRESETS
 from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.lora import add_adapter
 from components.training.packing import next_token_nll, prove_packing
 from tests.components.training.conftest import (
+    LIVE_PRESETS,
     NO_TARGET,
     ROWS,
     Recorded,
@@ -69,12 +69,12 @@ def build(architecture: tuple[str, dict[str, Any], str], **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize("kind", LIVE_PRESETS)
 def test_packed_rows_train_as_padded_ones_do(
     tmp_path: Path, cache: TeacherCacheReader, alone: Callable[..., Recorded], kind: str, micro_batch_size: int
 ) -> None:
-    one = alone(PRESETS[kind], num_steps=NUM_STEPS)
-    packed = record(tmp_path, PRESETS[kind], cache, packing=True, micro_batch_size=micro_batch_size, num_steps=NUM_STEPS)
+    one = alone(LIVE_PRESETS[kind], num_steps=NUM_STEPS)
+    packed = record(tmp_path, LIVE_PRESETS[kind], cache, packing=True, micro_batch_size=micro_batch_size, num_steps=NUM_STEPS)
     assert_same(one, packed)
     assert masks_of_steps([packed], NUM_STEPS) == masks_of_steps([one], NUM_STEPS)
 
@@ -87,7 +87,7 @@ def test_packing_keeps_the_gradient_on_every_architecture(
     runs = [
         record(
             tmp_path,
-            PRESETS[kind],
+            LIVE_PRESETS[kind],
             cache,
             model=build(ARCHITECTURES[architecture]),
             packing=packing,
@@ -105,7 +105,7 @@ def test_packing_keeps_the_gradient_of_an_adapter(tmp_path: Path, cache: Teacher
     padded, packed, alone_in_line = (
         record(
             tmp_path,
-            PRESETS[kind],
+            LIVE_PRESETS[kind],
             cache,
             model=add_adapter(build_model(), LORA),
             packing=packing,
@@ -131,7 +131,7 @@ def test_rows_of_one_token_and_rows_without_a_target_pack(
     tmp_path: Path, cache: TeacherCacheReader, kind: str, micro_batch_size: int
 ) -> None:
     """Objectives that need nothing from the cache, which knows other rows."""
-    objective = replace(PRESETS[kind], threshold_nats=2.0 if kind == "masked_mle" else None)
+    objective = replace(LIVE_PRESETS[kind], threshold_nats=2.0 if kind == "masked_mle" else None)
     common: dict[str, Any] = {"rows": short_rows(), "num_steps": NUM_STEPS}
     padded = record(tmp_path, objective, cache, **common)
     packed = record(tmp_path, objective, cache, packing=True, micro_batch_size=micro_batch_size, **common)
@@ -180,9 +180,9 @@ def test_the_proof_stands_before_the_first_step(tmp_path: Path, cache: TeacherCa
     leaking = build(LEAKING["lfm2"])
     weights = {name: weight.clone() for name, weight in leaking.state_dict().items()}
     with pytest.raises(ParamsError, match=r"training\.packing"):
-        post_train(tmp_path, PRESETS["sft"], cache, model=leaking, packing=True, micro_batch_size=4)
+        post_train(tmp_path, LIVE_PRESETS["sft"], cache, model=leaking, packing=True, micro_batch_size=4)
     assert all(torch.equal(weight, weights[name]) for name, weight in leaking.state_dict().items())
-    result = post_train(tmp_path, PRESETS["uncertainty_aware"], cache, packing=True, micro_batch_size=4)
+    result = post_train(tmp_path, LIVE_PRESETS["uncertainty_aware"], cache, packing=True, micro_batch_size=4)
     assert len(result.curve) == 4
 
 
@@ -191,7 +191,7 @@ def test_the_trainer_gives_a_packed_model_no_attention_mask(tmp_path: Path, cach
     """transformers looks for the borders of documents only where there is none."""
     lm, seen = build_model(), []
     model = add_adapter(lm, LORA) if has_adapter else lm
-    trainer = build_trainer(tmp_path, PRESETS["sft"], cache, model=model, packing=True, micro_batch_size=4, num_steps=1)
+    trainer = build_trainer(tmp_path, LIVE_PRESETS["sft"], cache, model=model, packing=True, micro_batch_size=4, num_steps=1)
     lm.base_model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
     trainer.train()
     assert len(seen) == 2

@@ -14,7 +14,6 @@ from components.data.batching import IGNORED_LABEL, pad_rows
 from components.errors import TrainingError
 from components.objectives.fused_head import HeadStatistics
 from components.objectives.objective import Objective
-from components.objectives.presets import PRESETS
 from components.objectives.row_loss import TokenChunk
 from components.objectives.token_loss import token_terms
 from components.objectives.weights import TokenFacts
@@ -26,25 +25,29 @@ from components.training.student_loss import predicted_logits
 from components.training.threshold import ScoreThreshold
 from components.training.token_layout import layout_of
 from components.training.token_weigher import TokenWeigher
+<<<<<<< HEAD
 from components.training.trainer_setup import initial_scores
 from tests.components.training.conftest import NO_TARGET, ROWS, SCORES, Recorded, assert_same, build_trainer, record
+=======
+from tests.components.training.conftest import LIVE_PRESETS, NO_TARGET, ROWS, SCORES, Recorded, assert_same, build_trainer, record
+>>>>>>> ranks
 from tests.conftest import PAD, build_model
 
 KINDS: dict[str, Objective] = {
-    **PRESETS,
+    **LIVE_PRESETS,
     "gain": replace(
-        PRESETS["uncertainty_aware"], score="probability_gain", threshold_value=0.1, prompt_tokens="ignore", scope="dataset"
+        LIVE_PRESETS["uncertainty_aware"], score="probability_gain", threshold_value=0.1, prompt_tokens="ignore", scope="dataset"
     ),
-    "column": replace(PRESETS["uncertainty_aware"], score="column", column="difficulty", scope="dataset"),
-    "informed": replace(PRESETS["uncertainty_aware"], score="mutual_information", scope="dataset", keep=0.3),
-    "per_selected": replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
-    "protected": replace(PRESETS["uncertainty_aware"], keep=0.2, protect=("digit", "end_of_turn")),
-    "scheduled": replace(PRESETS["sft_kl"], distil_weight=2.0, distil_weight_final=0.5),
-    "online": replace(PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
-    "per_row": replace(PRESETS["uncertainty_aware"], scope="sequence"),
-    "entropy_low": replace(PRESETS["uncertainty_aware"], score="entropy", select="low"),
-    "absolute": replace(PRESETS["masked_mle"], threshold_nats=3.0),
-    "warm": replace(PRESETS["uncertainty_aware"], warmup_steps=2),
+    "column": replace(LIVE_PRESETS["uncertainty_aware"], score="column", column="difficulty", scope="dataset"),
+    "informed": replace(LIVE_PRESETS["uncertainty_aware"], score="mutual_information", scope="dataset", keep=0.3),
+    "per_selected": replace(LIVE_PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
+    "protected": replace(LIVE_PRESETS["uncertainty_aware"], keep=0.2, protect=("digit", "end_of_turn")),
+    "scheduled": replace(LIVE_PRESETS["sft_kl"], distil_weight=2.0, distil_weight_final=0.5),
+    "online": replace(LIVE_PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
+    "per_row": replace(LIVE_PRESETS["uncertainty_aware"], scope="sequence"),
+    "entropy_low": replace(LIVE_PRESETS["uncertainty_aware"], score="entropy", select="low"),
+    "absolute": replace(LIVE_PRESETS["masked_mle"], threshold_nats=3.0),
+    "warm": replace(LIVE_PRESETS["uncertainty_aware"], warmup_steps=2),
 }
 SPLITS = (8, 2, 1)
 """Rows of a micro-batch: a step of eight rows comes in one, four and eight of them."""
@@ -54,7 +57,7 @@ SPLITS = (8, 2, 1)
 def test_cutting_a_step_into_micro_batches_keeps_gradient_and_trajectory(
     tmp_path: Path, cache: TeacherCacheReader, kind: str
 ) -> None:
-    sizes = SPLITS if kind in PRESETS else (SPLITS[0], SPLITS[-1])
+    sizes = SPLITS if kind in LIVE_PRESETS else (SPLITS[0], SPLITS[-1])
     runs = [record(tmp_path, KINDS[kind], cache, micro_batch_size=size) for size in sizes]
     for other in runs[1:]:
         assert_same(runs[0], other, has_one_threshold=KINDS[kind].scope != "sequence")
@@ -83,7 +86,7 @@ def first_step_by_hand(objective: Objective, cache: TeacherCacheReader) -> dict[
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("kind", sorted({*PRESETS, "entropy_low", "absolute", "gain"} - {"random_mask"}))
+@pytest.mark.parametrize("kind", sorted({*LIVE_PRESETS, "entropy_low", "absolute", "gain"} - {"random_mask"}))
 def test_the_first_gradient_is_the_sum_over_unpadded_rows_divided_once(
     tmp_path: Path, cache: TeacherCacheReader, kind: str
 ) -> None:
@@ -99,21 +102,21 @@ def test_sft_is_the_plain_trainers_cross_entropy(tmp_path: Path, cache: TeacherC
     model = build_model()
     batch = pad_rows(rows, PAD)
     model(**batch).loss.backward()
-    ours = record(tmp_path, PRESETS["sft"], cache, num_steps=1).gradients[0]
+    ours = record(tmp_path, LIVE_PRESETS["sft"], cache, num_steps=1).gradients[0]
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_keeping_every_token_is_sft(tmp_path: Path, cache: TeacherCacheReader) -> None:
-    plain = record(tmp_path, PRESETS["sft"], cache)
+    plain = record(tmp_path, LIVE_PRESETS["sft"], cache)
     for kind in ("uncertainty_aware", "random_mask"):
-        every = record(tmp_path, replace(PRESETS[kind], keep=1.0), cache)
+        every = record(tmp_path, replace(LIVE_PRESETS[kind], keep=1.0), cache)
         for name, weight in plain.weights.items():
             torch.testing.assert_close(every.weights[name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_what_stands_in_the_padding_changes_nothing(tmp_path: Path, cache: TeacherCacheReader) -> None:
-    runs = [record(tmp_path, PRESETS["uncertainty_aware"], cache, pad_token_id=pad) for pad in (PAD, 17)]
+    runs = [record(tmp_path, LIVE_PRESETS["uncertainty_aware"], cache, pad_token_id=pad) for pad in (PAD, 17)]
     assert_same(*runs)
 
 
@@ -123,18 +126,18 @@ def test_more_padding_changes_nothing(tmp_path: Path, cache: TeacherCacheReader,
         return batch | {name: functional.pad(batch[name], (0, 7), value=value) for name, value in fill.items()}
 
     for kind in ("uncertainty_aware", "gain_aware"):
-        run = record_with_batches(tmp_path, PRESETS[kind], cache, lambda collate, rows: wider(collate(rows)))
-        assert_same(alone(PRESETS[kind], num_steps=3), run)
+        run = record_with_batches(tmp_path, LIVE_PRESETS[kind], cache, lambda collate, rows: wider(collate(rows)))
+        assert_same(alone(LIVE_PRESETS[kind], num_steps=3), run)
 
 
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("kind", sorted(PRESETS.keys() - {"random_mask"}))
+@pytest.mark.parametrize("kind", sorted(LIVE_PRESETS.keys() - {"random_mask"}))
 def test_the_order_of_the_rows_of_a_step_changes_nothing(
     tmp_path: Path, cache: TeacherCacheReader, alone: Callable[..., Recorded], kind: str, packing: bool
 ) -> None:
     """But for random_mask, whose draw is that of a row's place in the step."""
-    turned = record_with_batches(tmp_path, PRESETS[kind], cache, lambda collate, rows: collate(rows[::-1]), packing=packing)
-    assert_same(alone(PRESETS[kind], num_steps=3), turned)
+    turned = record_with_batches(tmp_path, LIVE_PRESETS[kind], cache, lambda collate, rows: collate(rows[::-1]), packing=packing)
+    assert_same(alone(LIVE_PRESETS[kind], num_steps=3), turned)
 
 
 def record_with_batches(folder: Path, objective: Objective, cache: TeacherCacheReader, batch_of: Any, **changes: Any) -> Recorded:
@@ -147,7 +150,7 @@ def record_with_batches(folder: Path, objective: Objective, cache: TeacherCacheR
 
 def test_a_row_of_one_token_is_selected_by_its_own_quantile_though_its_score_is_computed_twice() -> None:
     """The pass of the loss may differ from the survey that made the threshold in its last bit."""
-    objective = replace(PRESETS["uncertainty_aware"], scope="sequence")
+    objective = replace(LIVE_PRESETS["uncertainty_aware"], scope="sequence")
     facts = TokenFacts(torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
     weigher = TokenWeigher(objective, facts, ScoreThreshold(objective, None), distil_weight=1.0, selects=True)
     weigher.see_all(HeadStatistics(torch.tensor([4.0205269]), None))
@@ -156,7 +159,7 @@ def test_a_row_of_one_token_is_selected_by_its_own_quantile_though_its_score_is_
 
 
 def test_a_row_of_its_own_without_a_target_leaves_the_gradient_alone(tmp_path: Path, cache: TeacherCacheReader) -> None:
-    empty = record(tmp_path, PRESETS["uncertainty_aware"], cache, rows=[ROWS[NO_TARGET]] * 8, num_steps=2)
+    empty = record(tmp_path, LIVE_PRESETS["uncertainty_aware"], cache, rows=[ROWS[NO_TARGET]] * 8, num_steps=2)
     for gradients in empty.gradients:
         assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients.values())
     initial = build_model().state_dict()
@@ -164,11 +167,15 @@ def test_a_row_of_its_own_without_a_target_leaves_the_gradient_alone(tmp_path: P
     assert [line["loss"] for line in empty.curve] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize("kind", LIVE_PRESETS)
 def test_an_empty_micro_batch_of_an_empty_step_is_a_zero_with_a_graph(
     tmp_path: Path, cache: TeacherCacheReader, kind: str
 ) -> None:
+<<<<<<< HEAD
     trainer = build_trainer(tmp_path, replace(PRESETS[kind], prompt_tokens="ignore"), cache)
+=======
+    trainer = build_trainer(tmp_path, LIVE_PRESETS[kind], cache)
+>>>>>>> ranks
     batch = trainer.data_collator([ROWS[NO_TARGET]])
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
     loss.backward()
@@ -179,15 +186,15 @@ def test_an_empty_micro_batch_of_an_empty_step_is_a_zero_with_a_graph(
 
 def test_a_student_equal_to_its_teacher_is_not_moved_by_distillation(tmp_path: Path, cache: TeacherCacheReader) -> None:
     """Distillation alone: no token is above a threshold beyond reach."""
-    objective = replace(PRESETS["uncertainty_aware"], threshold_nats=1e9)
+    objective = replace(LIVE_PRESETS["uncertainty_aware"], threshold_nats=1e9)
     run = record(tmp_path, objective, cache, num_steps=1)
-    scale = record(tmp_path, PRESETS["sft"], cache, num_steps=1).curve[0]["grad_norm"]
+    scale = record(tmp_path, LIVE_PRESETS["sft"], cache, num_steps=1).curve[0]["grad_norm"]
     assert run.curve[0]["distillation_kl"] < 1e-6 and run.curve[0]["selected_fraction"] == 0.0
     assert run.curve[0]["grad_norm"] < 2e-3 * scale
 
 
 def test_the_curves_are_means_over_targets_and_add_up(tmp_path: Path, cache: TeacherCacheReader) -> None:
-    objective = replace(PRESETS["uncertainty_aware"], distil_weight=0.3)
+    objective = replace(LIVE_PRESETS["uncertainty_aware"], distil_weight=0.3)
     for line in record(tmp_path, objective, cache, num_steps=6, log_every_steps=4).curve:
         assert line["loss"] == pytest.approx(line["selected_nll"] + 0.3 * line["distillation_kl"], rel=1e-6)
         assert line["masked_fraction"] == pytest.approx(1 - line["selected_fraction"])
@@ -195,15 +202,15 @@ def test_the_curves_are_means_over_targets_and_add_up(tmp_path: Path, cache: Tea
 
 
 def test_the_last_step_is_always_logged_and_epochs_count_passes_over_the_data(tmp_path: Path, cache: TeacherCacheReader) -> None:
-    short = record(tmp_path, PRESETS["sft"], cache, num_steps=3, log_every_steps=10).curve
+    short = record(tmp_path, LIVE_PRESETS["sft"], cache, num_steps=3, log_every_steps=10).curve
     assert [line["step"] for line in short] == [3]
-    longer = record(tmp_path, PRESETS["sft"], cache, num_steps=5, log_every_steps=2).curve
+    longer = record(tmp_path, LIVE_PRESETS["sft"], cache, num_steps=5, log_every_steps=2).curve
     assert [line["step"] for line in longer] == [2, 4, 5]
     assert [line["epoch"] for line in longer] == pytest.approx([16 / 20, 32 / 20, 40 / 20])
 
 
 def test_random_masks_differ_between_steps_and_keep_their_fraction(tmp_path: Path, cache: TeacherCacheReader) -> None:
-    run = record(tmp_path, replace(PRESETS["random_mask"], keep=0.3), cache, num_steps=12, learning_rate=1e-6)
+    run = record(tmp_path, replace(LIVE_PRESETS["random_mask"], keep=0.3), cache, num_steps=12, learning_rate=1e-6)
     fractions = [line["selected_fraction"] for line in run.curve]
     assert len(set(fractions)) > 6 and sum(fractions) / 12 == pytest.approx(0.3, abs=0.1)
 
@@ -211,7 +218,7 @@ def test_random_masks_differ_between_steps_and_keep_their_fraction(tmp_path: Pat
 def test_warmup_selects_everything_and_then_the_threshold_is_that_of_the_student_not_of_the_base(
     tmp_path: Path, cache: TeacherCacheReader
 ) -> None:
-    objective = replace(PRESETS["masked_mle"], warmup_steps=10)
+    objective = replace(LIVE_PRESETS["masked_mle"], warmup_steps=10)
     run = record(tmp_path, objective, cache, num_steps=14)
     fractions = [line["selected_fraction"] for line in run.curve]
     assert fractions[:10] == [1.0] * 10
@@ -227,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_row(tmp_path
         model.model.embed_tokens.weight[49] = float("nan")
     for kind in ("sft", "uncertainty_aware"):
         trainer = build_trainer(
-            tmp_path / kind, PRESETS[kind], cache, model=model, rows=[*rows[:7], poisoned], num_steps=2, save_every_steps=1
+            tmp_path / kind, LIVE_PRESETS[kind], cache, model=model, rows=[*rows[:7], poisoned], num_steps=2, save_every_steps=1
         )
         with pytest.raises(TrainingError) as caught:
             trainer.train()
@@ -240,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_row(tmp_path
 def test_a_gradient_that_is_not_finite_stops_the_training_before_it_reaches_a_weight(
     tmp_path: Path, cache: TeacherCacheReader
 ) -> None:
-    trainer = build_trainer(tmp_path, PRESETS["sft"], cache, num_steps=4, save_every_steps=1)
+    trainer = build_trainer(tmp_path, LIVE_PRESETS["sft"], cache, num_steps=4, save_every_steps=1)
     calls = []
 
     def overflow(gradient: Tensor) -> Tensor:
@@ -257,5 +264,5 @@ def test_a_gradient_that_is_not_finite_stops_the_training_before_it_reaches_a_we
 def test_steps_of_one_row_of_one_target_train(tmp_path: Path, cache: TeacherCacheReader) -> None:
     single = next(row for row in ROWS if sum(row.is_target) == 1)
     for kind in ("sft_kl", "uncertainty_aware", "random_mask"):
-        run = record(tmp_path, PRESETS[kind], cache, rows=[single], batch_size=1, micro_batch_size=1, num_steps=3)
+        run = record(tmp_path, LIVE_PRESETS[kind], cache, rows=[single], batch_size=1, micro_batch_size=1, num_steps=3)
         assert len(run.curve) == 3 and all(torch.isfinite(weight).all() for weight in run.weights.values()), kind

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from components.errors import InterruptedStageError
 from components.objectives.objective import Objective
-from components.objectives.presets import PRESETS
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.checkpoints import is_sealed
 from components.training.trainer import ObjectiveTrainer
 from tests.components.training.conftest import (
+    LIVE_PRESETS,
     Recorded,
     assert_same,
     launch_ranks,
@@ -40,18 +40,18 @@ from tests.conftest import build_identity, build_model
 
 NUM_STEPS = 3
 KINDS: dict[str, Objective] = {
-    **PRESETS,
-    "per_selected": replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
-    "online": replace(PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
-    "per_row": replace(PRESETS["uncertainty_aware"], scope="sequence"),
-    "entropy_low": replace(PRESETS["uncertainty_aware"], score="entropy", select="low"),
+    **LIVE_PRESETS,
+    "per_selected": replace(LIVE_PRESETS["uncertainty_aware"], normalizer="selected_tokens"),
+    "online": replace(LIVE_PRESETS["sft_kl"], teacher="online", divergence="jsd", temperature=2.0),
+    "per_row": replace(LIVE_PRESETS["uncertainty_aware"], scope="sequence"),
+    "entropy_low": replace(LIVE_PRESETS["uncertainty_aware"], score="entropy", select="low"),
 }
 
 
 def ways() -> dict[str, tuple[str, int, bool]]:
     """Every preset in micro-batches of 4, 2 and 1 rows, padded and packed; the other kinds once."""
-    found = [(kind, 2, number % 2 == 0) for number, kind in enumerate(KINDS) if kind not in PRESETS]
-    for number, kind in enumerate(PRESETS):
+    found = [(kind, 2, number % 2 == 0) for number, kind in enumerate(KINDS) if kind not in LIVE_PRESETS]
+    for number, kind in enumerate(LIVE_PRESETS):
         found += [(kind, 4, number % 2 == 0), (kind, 2, number % 2 == 1), (kind, 1, number % 3 == 0)]
     return {f"{kind}-{rows}-{'packed' if packing else 'padded'}": (kind, rows, packing) for kind, rows, packing in found}
 
@@ -123,7 +123,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, cache: TeacherCacheReader) -
 
 @pytest.mark.multi_process
 def test_every_preset_meets_every_micro_batch_size_and_both_layouts() -> None:
-    for kind in PRESETS:
+    for kind in LIVE_PRESETS:
         own = [(rows, packing) for name, rows, packing in WAYS.values() if name == kind]
         assert {rows for rows, _ in own} == {4, 2, 1} and {packing for _, packing in own} == {False, True}
 
