@@ -25,12 +25,8 @@ from components.training.student_loss import predicted_logits
 from components.training.threshold import ScoreThreshold
 from components.training.token_layout import layout_of
 from components.training.token_weigher import TokenWeigher
-<<<<<<< HEAD
 from components.training.trainer_setup import initial_scores
-from tests.components.training.conftest import NO_TARGET, ROWS, SCORES, Recorded, assert_same, build_trainer, record
-=======
 from tests.components.training.conftest import LIVE_PRESETS, NO_TARGET, ROWS, SCORES, Recorded, assert_same, build_trainer, record
->>>>>>> ranks
 from tests.conftest import PAD, build_model
 
 KINDS: dict[str, Objective] = {
@@ -171,11 +167,7 @@ def test_a_row_of_its_own_without_a_target_leaves_the_gradient_alone(tmp_path: P
 def test_an_empty_micro_batch_of_an_empty_step_is_a_zero_with_a_graph(
     tmp_path: Path, cache: TeacherCacheReader, kind: str
 ) -> None:
-<<<<<<< HEAD
-    trainer = build_trainer(tmp_path, replace(PRESETS[kind], prompt_tokens="ignore"), cache)
-=======
     trainer = build_trainer(tmp_path, LIVE_PRESETS[kind], cache)
->>>>>>> ranks
     batch = trainer.data_collator([ROWS[NO_TARGET]])
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
     loss.backward()
