@@ -21,12 +21,14 @@ Scope = Literal["step_lagged", "micro_batch", "sequence", "dataset"]
 TokenWeight = Literal["none", "probability", "entropy"]
 DistilOn = Literal["none", "rest", "all", "selected"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew"]
+EntropyKind = Literal["none", "full", "top20"]
 TokenClass = Literal["end_of_turn", "format", "digit", "first"]
 
 STATIC_SCORES: tuple[Score, ...] = ("teacher_nll", "teacher_excess", "probability_gain", "mutual_information", "column")
 """Known before training: the student does not enter them, so one threshold for the whole dataset is possible."""
 REFERENCE_SCORES: tuple[Score, ...] = ("excess", "teacher_excess", "probability_gain")
 SCORES_NOT_IN_NATS: tuple[Score, ...] = ("probability_gain", "column")
+NEVER_NEGATIVE_SCORES: tuple[Score, ...] = ("student_nll", "teacher_nll", "entropy", "mutual_information")
 NUM_TOP_ENTRIES = 20
 """EAFT's entropy is that of the 20 most likely tokens, renormalised."""
 
@@ -102,7 +104,7 @@ class Objective:
         return self.scores and self.score in STATIC_SCORES and (self.scope == "dataset" or self.threshold is not None)
 
     @property
-    def entropy(self) -> Literal["none", "full", "top20"]:
+    def entropy(self) -> EntropyKind:
         """Which entropy of the student's law the weights need."""
         if self.token_weight == "entropy":
             return "top20"

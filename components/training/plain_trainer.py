@@ -27,6 +27,7 @@ from components.objectives.model_head import loss_of_logits
 from components.objectives.objective import Objective
 from components.objectives.resolve import warnings_of
 from components.objectives.row_loss import DenseTeacher
+from components.objectives.rules import refuse_impossible
 from components.objectives.sparse_target import TeacherTargets
 from components.teacher_cache.reader import TeacherCacheReader
 from components.teacher_cache.writer import CacheRow
@@ -56,7 +57,9 @@ class TokenObjectiveLoss:
     """Called by the Trainer with the model's outputs. State: the threshold, which `callback` moves and keeps in the checkpoint.
 
     Without `cache` the teacher is online: the frozen model given as `teacher`, or the attached model as it is then (with LoRA
-    its adapters off, else a copy). `rows`: the training rows, from whose cached scores the first threshold comes.
+    its adapters off, else a copy). With `cache` an objective of `teacher="online"` reads the base's scores there and distils
+    from the online one. `rows`: the training rows, whose cached scores give the first threshold and prove that the cache is the
+    model's. What the objective cannot be, or would ignore, is refused; sources of scores that it does not read may be given.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class TokenObjectiveLoss:
         class_of_token_V: Tensor | None = None,
     ) -> None:
         self.objective = objective if cache is not None or not objective.distils else replace(objective, teacher="online")
+        refuse_impossible(self.objective, "objective")
+        _refuse_two_teachers(self.objective, cache, teacher)
         _refuse_missing(self.objective, cache, rows, scores, class_of_token_V)
         for warning in warnings_of(self.objective):
             LOGGER.warning("%s", warning)
@@ -192,6 +197,18 @@ def _whole_logits(outputs: Any, labels: Tensor) -> Tensor:
     return logits_BTV
 
 
+def _refuse_two_teachers(objective: Objective, cache: TeacherCacheReader | None, teacher: nn.Module | None) -> None:
+    if teacher is None:
+        return
+    if not objective.distils:
+        raise ParamsError("teacher= has no effect: the objective distils nothing; leave it out, or set distil_on")
+    if cache is not None and objective.teacher == "cache":
+        raise ParamsError(
+            "cache= and teacher= are two teachers; leave one out. To read the base's scores from the cache and distil from "
+            'the model, give the objective teacher="online"'
+        )
+
+
 def _refuse_missing(
     objective: Objective,
     cache: TeacherCacheReader | None,
@@ -201,6 +218,8 @@ def _refuse_missing(
 ) -> None:
     if cache is None and objective.needs_label_logprob:
         raise ParamsError(f"score {objective.score} is read from a teacher cache; give cache= and rows=")
+    if cache is not None and not rows:
+        raise ParamsError("cache= is proven to be the model's on the training rows, and gives the first threshold; give rows=")
     if not rows and objective.needs_threshold and objective.scope == "dataset":
         raise ParamsError("scope dataset: the threshold is a quantile over all training rows; give rows=")
     if scores is None and objective.columns:

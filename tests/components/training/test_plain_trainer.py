@@ -27,7 +27,17 @@ from components.training.model_inputs import InputWatch
 from components.training.plain_trainer import STATE, TokenObjectiveLoss, refuse_split_means
 from components.training.row_order import RowOrder
 from components.training.trainer_setup import training_arguments
-from tests.components.training.conftest import CLASS_OF_TOKEN, CPU, ROWS, SCORES, GradientCallback, Recorded, record, settings
+from tests.components.training.conftest import (
+    CLASS_OF_TOKEN,
+    CPU,
+    ROWS,
+    SCORES,
+    SMOOTH_ADAM,
+    GradientCallback,
+    Recorded,
+    record,
+    settings,
+)
 from tests.conftest import PAD, Row, build_cache, build_identity, build_model
 
 KINDS: dict[str, Objective] = {
@@ -53,6 +63,7 @@ def build_plain(
     params = settings(**changes)
     arguments = training_arguments(params, 0, CPU, folder)
     arguments.train_sampling_strategy = "sequential"
+    arguments.adam_epsilon = SMOOTH_ADAM  # as in `record`
     trainer = Trainer(
         build_model() if model is None else model,
         arguments,
@@ -203,6 +214,38 @@ def test_what_is_forgotten_is_named(tmp_path: Path, cache: TeacherCacheReader) -
             build_loss(PRESETS[kind], **{"cache": cache, **changes})
     with pytest.raises(ParamsError, match="selected_tokens"):
         build_loss(replace(PRESETS["uncertainty_aware"], normalizer="selected_tokens"), cache)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "reason"),
+    [
+        (PRESETS["sft_kl"], {"teacher": build_model()}, "cache= and teacher= are two teachers"),
+        (PRESETS["masked_mle"], {"teacher": build_model()}, "teacher= has no effect"),
+        (PRESETS["masked_mle"], {"teacher": build_model(), "cache": None}, "teacher= has no effect"),
+        (PRESETS["sft_kl"], {"rows": ()}, "give rows="),
+        (
+            replace(PRESETS["sft_kl"], divergence="reverse_kl"),
+            {},
+            r"objective\.divergence: reverse_kl needs the teacher's full law",
+        ),
+        (replace(PRESETS["masked_mle"], keep=1.5), {}, r"objective\.keep: "),
+        (replace(PRESETS["sft"], distil_on="rest"), {"cache": None}, r"objective\.distil_on: 'rest' is empty"),
+        (replace(PRESETS["masked_mle"], scope="dataset"), {}, r"objective\.scope: 'dataset' needs a score that does not move"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_is_refused(
+    cache: TeacherCacheReader, objective: Objective, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ParamsError, match=reason):
+        build_loss(objective, **{"cache": cache, **changes})
+
+
+def test_a_cache_for_scores_and_a_model_to_distil_from_go_together_where_the_objective_says_online(
+    tmp_path: Path, cache: TeacherCacheReader
+) -> None:
+    online = replace(PRESETS["uncertainty_aware_static"], teacher="online", divergence="reverse_kl")
+    theirs = record(tmp_path, online, cache)
+    assert_same_steps(record_plain(build_plain(tmp_path, build_loss(online, cache, teacher=build_model()))), theirs)
 
 
 def test_several_gpus_in_one_process_and_means_of_means_are_refused(tmp_path: Path) -> None:
