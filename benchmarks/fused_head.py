@@ -25,6 +25,8 @@ from components.objectives.head import Head, rows_per_chunk, slices
 from components.objectives.row_loss import TokenChunk
 from components.objectives.sparse_target import TeacherTargets, label_nll, sparse_kl
 
+Inputs = tuple[Tensor, Tensor, Tensor, TeacherTargets]
+"""Hidden states [N, H], head [V, H], labels [N], teacher of N tokens."""
 NUM_ENTRIES = 32
 RATIOS = (
     ("ours CE+KL", "naive CE+KL"),
@@ -37,7 +39,7 @@ RATIOS = (
 )
 
 
-def build_inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, TeacherTargets]:
+def build_inputs(arguments: argparse.Namespace) -> Inputs:
     """Hidden states, head, labels and a teacher of 32 entries whose law is near the student's."""
     torch.manual_seed(0)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
@@ -51,64 +53,75 @@ def build_inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor,
 
 
 def build_variants(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    hidden_NH, weight_VH, labels_N, teacher = build_inputs(arguments)
-    N = len(hidden_NH)
+    inputs = build_inputs(arguments)
+    hidden_NH, weight_VH, *_ = inputs
     size = rows_per_chunk(len(weight_VH), weight_VH.element_size(), weight_VH.device, None)
-
-    def finish(loss: Tensor) -> None:
-        (loss / N).backward()
-        hidden_NH.grad = weight_VH.grad = None
-
-    def ours(distil: float) -> Callable[[], None]:
-        def weigh(chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-            return torch.ones_like(chunk.nll_C), torch.full_like(chunk.nll_C, distil)
-
-        head = Head(weight_VH)
-        held = teacher if distil else None
-        return lambda: finish(fused_token_loss(hidden_NH, head, labels_N, weigh, teacher=held).loss_sum)
-
-    def naive(distil: float) -> Callable[[], None]:
-        def run() -> None:
-            logits_NV = (hidden_NH @ weight_VH.T).float()
-            loss = label_nll(logits_NV, labels_N).sum()
-            finish(loss + distil * sparse_kl(logits_NV, teacher, 1.0).sum() if distil else loss)
-
-        return run
-
-    def products(rows: int) -> Callable[[], None]:
-        """The same three products, in the same buffers, and nothing else."""
-
-        def run() -> None:
-            with torch.no_grad():
-                buffer_CV = hidden_NH.new_empty(min(rows, N), len(weight_VH))
-                hidden_gradient_NH = torch.empty_like(hidden_NH)
-                weight_gradient_VH = torch.zeros_like(weight_VH)
-                for chunk in slices(0, N, rows):
-                    logits_CV = buffer_CV[: chunk.stop - chunk.start]
-                    torch.mm(hidden_NH[chunk], weight_VH.T, out=logits_CV)
-                    torch.mm(logits_CV, weight_VH, out=hidden_gradient_NH[chunk])
-                    weight_gradient_VH.addmm_(logits_CV.T, hidden_NH[chunk])
-
-        return run
-
-    variants = {
-        "ours CE": ours(0.0),
-        "ours CE+KL": ours(1.0),
-        "naive CE": naive(0.0),
-        "naive CE+KL": naive(1.0),
-        "three products, chunked": products(size),
-        "three products, whole": products(N),
+    losses = {
+        "ours CE": ours(inputs, 0.0),
+        "ours CE+KL": ours(inputs, 1.0),
+        "naive CE": naive(inputs, 0.0),
+        "naive CE+KL": naive(inputs, 1.0),
     }
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=size)
+        losses["torch linear_cross_entropy, same chunk"] = of_torch(inputs, size)
 
-        def of_torch() -> None:
-            finish(
-                torch.nn.functional.linear_cross_entropy(hidden_NH, weight_VH, labels_N, reduction="sum", options=options).float()
-            )
+    def both_passes(loss: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            (loss() / len(hidden_NH)).backward()
+            hidden_NH.grad = weight_VH.grad = None
 
-        variants["torch linear_cross_entropy, same chunk"] = of_torch
-    return variants
+        return run
+
+    return {
+        **{name: both_passes(loss) for name, loss in losses.items()},
+        "three products, chunked": products(hidden_NH, weight_VH, size),
+        "three products, whole": products(hidden_NH, weight_VH, len(hidden_NH)),
+    }
+
+
+def ours(inputs: Inputs, distil: float) -> Callable[[], Tensor]:
+    hidden_NH, weight_VH, labels_N, teacher = inputs
+    head = Head(weight_VH)
+
+    def weigh(chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(chunk.nll_C), torch.full_like(chunk.nll_C, distil)
+
+    return lambda: fused_token_loss(hidden_NH, head, labels_N, weigh, teacher=teacher if distil else None).loss_sum
+
+
+def naive(inputs: Inputs, distil: float) -> Callable[[], Tensor]:
+    hidden_NH, weight_VH, labels_N, teacher = inputs
+
+    def loss() -> Tensor:
+        logits_NV = (hidden_NH @ weight_VH.T).float()
+        nll = label_nll(logits_NV, labels_N).sum()
+        return nll + distil * sparse_kl(logits_NV, teacher, 1.0).sum() if distil else nll
+
+    return loss
+
+
+def of_torch(inputs: Inputs, rows: int) -> Callable[[], Tensor]:
+    hidden_NH, weight_VH, labels_N, _ = inputs
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    loss = torch.nn.functional.linear_cross_entropy
+    return lambda: loss(hidden_NH, weight_VH, labels_N, reduction="sum", options=options).float()
+
+
+def products(hidden_NH: Tensor, weight_VH: Tensor, rows: int) -> Callable[[], None]:
+    """The same three products, in the same buffers, and nothing else."""
+
+    def run() -> None:
+        with torch.no_grad():
+            buffer_CV = hidden_NH.new_empty(min(rows, len(hidden_NH)), len(weight_VH))
+            hidden_gradient_NH = torch.empty_like(hidden_NH)
+            weight_gradient_VH = torch.zeros_like(weight_VH)
+            for chunk in slices(0, len(hidden_NH), rows):
+                logits_CV = buffer_CV[: chunk.stop - chunk.start]
+                torch.mm(hidden_NH[chunk], weight_VH.T, out=logits_CV)
+                torch.mm(logits_CV, weight_VH, out=hidden_gradient_NH[chunk])
+                weight_gradient_VH.addmm_(logits_CV.T, hidden_NH[chunk])
+
+    return run
 
 
 def measure_seconds(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

@@ -4,22 +4,12 @@ Shapes: B rows, T positions (the longest row; packed: all rows together).
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
-"""The label of a position that is no target, in the words of torch's cross-entropy."""
-
-
-class TargetRow(Protocol):
-    """Token ids of a row and which of them are targets; components.data.tokenized.TokenizedRow is one."""
-
-    @property
-    def input_ids(self) -> list[int]: ...
-    @property
-    def is_target(self) -> list[bool]: ...
+from components.data.training_rows import TargetRow
+from components.objectives.labels import IGNORED_LABEL
 
 
 def pad_rows(rows: Sequence[TargetRow], pad_token_id: int) -> dict[str, Tensor]:

@@ -5,19 +5,18 @@ teacher p, the second the student q; whoever wants a gradient through one of the
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from components.objectives.objective import Divergence
 from components.uncertainty.scores import kl_divergence
 
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd", "skew"]
 JSD_SHARE = 0.5
 SKEW_SHARE = 0.1
 
 
-def divergence(name: DivergenceName, teacher_logprobs_NV: Tensor, student_logprobs_NV: Tensor) -> Tensor:
+def divergence(name: Divergence, teacher_logprobs_NV: Tensor, student_logprobs_NV: Tensor) -> Tensor:
     """The named divergence of student from teacher, [N]."""
     if name == "forward_kl":
         return kl_divergence(teacher_logprobs_NV, student_logprobs_NV)

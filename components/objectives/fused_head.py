@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from components.objectives.divergences import DivergenceName
 from components.objectives.head import Head, cap_, project_rows, rows_per_block, rows_per_chunk, slices
-from components.objectives.row_loss import DenseTeacher, EntropyKind, LossSpec, RowLoss, TokenChunk, Weigh, row_loss_
+from components.objectives.objective import Divergence, EntropyKind
+from components.objectives.row_loss import DenseTeacher, LossSpec, RowLoss, TokenChunk, Weigh, row_loss_
 from components.objectives.sparse_target import TeacherTargets
 from components.objectives.stored_gradient import HeadGradients, scale_stored
 
@@ -52,7 +52,7 @@ def fused_token_loss(
     *,
     teacher: TeacherTargets | DenseTeacher | None = None,
     temperature: float = 1.0,
-    divergence: DivergenceName = "forward_kl",
+    divergence: Divergence = "forward_kl",
     entropy: EntropyKind = "none",
     chunk_bytes: int | None = None,
 ) -> FusedLoss:

@@ -19,11 +19,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from components.objectives.divergences import DivergenceName
 from components.objectives.fused_head import FusedLoss, HeadStatistics, fused_token_loss, head_statistics
 from components.objectives.head import Head, naive_logits
 from components.objectives.naive_loss import logits_entropy, naive_token_loss
-from components.objectives.row_loss import DenseTeacher, EntropyKind, LossSpec, Weigh
+from components.objectives.objective import Divergence, EntropyKind
+from components.objectives.row_loss import DenseTeacher, LossSpec, Weigh
 from components.objectives.sparse_target import TeacherTargets, label_nll
 
 PROBE_TOKENS = 4
@@ -48,7 +48,7 @@ class TokenLossRequest:
         *,
         teacher: TeacherTargets | DenseTeacher | None = None,
         temperature: float = 1.0,
-        divergence: DivergenceName = "forward_kl",
+        divergence: Divergence = "forward_kl",
         entropy: EntropyKind = "none",
         survey: Callable[[HeadStatistics], None] | None = None,
         chunk_bytes: int | None = None,

@@ -9,7 +9,9 @@ from torch import Tensor
 from components.objectives.divergences import divergence
 from components.objectives.fused_head import FusedLoss
 from components.objectives.head import naive_logits
-from components.objectives.row_loss import IGNORED_LABEL, TOP_ENTRIES, DenseTeacher, EntropyKind, LossSpec, TokenChunk
+from components.objectives.labels import IGNORED_LABEL
+from components.objectives.objective import NUM_TOP_ENTRIES, EntropyKind
+from components.objectives.row_loss import DenseTeacher, LossSpec, TokenChunk
 from components.objectives.sparse_target import TeacherTargets, sparse_kl
 from components.uncertainty.scores import token_entropy, top_entropy
 
@@ -30,7 +32,7 @@ def naive_token_loss(logits_NV: Tensor, spec: LossSpec) -> FusedLoss:
 
 def logits_entropy(logits_NV: Tensor, kind: EntropyKind) -> Tensor | None:
     if kind == "top20":
-        return top_entropy(logits_NV, TOP_ENTRIES)
+        return top_entropy(logits_NV, NUM_TOP_ENTRIES)
     return token_entropy(logits_NV.log_softmax(1)) if kind == "full" else None
 
 

@@ -27,10 +27,6 @@ class RowLaw:
     bucket_logprobs_CB: Tensor
     log_partition_C: Tensor
 
-    @property
-    def tail_logprob_C(self) -> Tensor:
-        return self.bucket_logprobs_CB[:, -1]
-
 
 def split_law_(logits_CV: Tensor, entry_ids_CK: Tensor | None = None) -> RowLaw:
     """The law of `logits_CV`, which are overwritten. An empty tail (K = V) has logprob MASKED_LOGIT."""

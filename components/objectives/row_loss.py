@@ -8,21 +8,18 @@ them costs no second pass.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from components.objectives.divergences import DivergenceName, divergence
+from components.objectives.divergences import divergence
 from components.objectives.head import Head
+from components.objectives.labels import IGNORED_LABEL
+from components.objectives.objective import NUM_TOP_ENTRIES, Divergence, EntropyKind
 from components.objectives.row_law import RowLaw, bucket_kl, gradient_, law_entropy, split_law_
 from components.objectives.sparse_target import TeacherTargets, normalise
 from components.uncertainty.scores import top_entropy
-
-EntropyKind = Literal["none", "full", "top20"]
-IGNORED_LABEL = -100
-"""As in components.data.batching, a floor above: a token that is only distilled (or only scored)."""
-TOP_ENTRIES = 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class LossSpec:
     weigh: Weigh
     teacher: TeacherTargets | DenseTeacher | None = None
     temperature: float = 1.0
-    divergence: DivergenceName = "forward_kl"
+    divergence: Divergence = "forward_kl"
     entropy: EntropyKind = "none"
 
     def __post_init__(self) -> None:
@@ -79,7 +76,7 @@ def row_loss_(
 ) -> RowLoss:
     """Losses of these rows. `logits_CV` end as d(sum mle_weight * nll + distil_weight * kl) / dlogits, or as anything at all."""
     labels_C = spec.labels_N[rows]
-    top_entropy_C = top_entropy(logits_CV, TOP_ENTRIES) if spec.entropy == "top20" else None
+    top_entropy_C = top_entropy(logits_CV, NUM_TOP_ENTRIES) if spec.entropy == "top20" else None
     if teacher_logits_CV is not None:
         return _dense_loss_(logits_CV, rows, spec, teacher_logits_CV, top_entropy_C, wants_gradient)
     teacher = spec.teacher.rows(rows) if isinstance(spec.teacher, TeacherTargets) else None

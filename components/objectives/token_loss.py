@@ -1,4 +1,4 @@
-"""The combined objective on some tokens: the loss that the fused head computes, put together from an objective.
+"""The combined objective on some tokens in its plain form: the reference that the fused head and the trainers must equal.
 
 Shapes: N target tokens of a micro-batch, V vocabulary.
 """
@@ -37,7 +37,10 @@ def token_terms(
     threshold: Threshold,
     distil_weight: float | None = None,
 ) -> FusedLoss:
-    """`sum_t m_t u_t nll_t + weight w_t T^2 D_t` from whole logits, by autograd; without tokens it is a zero with a graph."""
+    """`sum_t m_t u_t nll_t + weight w_t T^2 D_t` from whole logits, by autograd; without tokens it is a zero with a graph.
+
+    The plain reference: no stage calls it. Tests hold the fused head, the trainers and the presets against it.
+    """
     weight = objective.distil_weight if distil_weight is None else distil_weight
 
     def weigh_chunk(chunk: TokenChunk) -> tuple[Tensor, Tensor]:

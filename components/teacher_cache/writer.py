@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -17,28 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.artifacts import fingerprint_file, fingerprint_json, publish_folder, write_text
+from components.data.training_rows import TrainingRow, count_targets
 from components.errors import ModelError
 from components.teacher_cache.capture import CapturedTokens, capture_tokens, concatenate
 from components.teacher_cache.format import CacheIdentity, CacheManifest
 
 
-class CacheRow(Protocol):
-    """What a training row must offer; components.data.tokenized.TokenizedRow does."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def input_ids(self) -> list[int]: ...
-    @property
-    def is_target(self) -> list[bool]: ...
-
-
-def count_targets(row: CacheRow) -> int:
-    """Targets that something predicts: a row's first token is never one."""
-    return sum(row.is_target[1:])
-
-
-def count_kept(row: CacheRow, positions: str) -> int:
+def count_kept(row: TrainingRow, positions: str) -> int:
     """Tokens whose laws the cache keeps: the targets, or all that something predicts."""
     return count_targets(row) if positions == "targets" else len(row.input_ids) - 1
 
@@ -51,7 +35,7 @@ class CaptureSettings:
 
 def write_cache(
     model: torch.nn.Module,
-    rows: Sequence[CacheRow],
+    rows: Sequence[TrainingRow],
     identity: CacheIdentity,
     settings: CaptureSettings,
     *,
@@ -73,9 +57,9 @@ def write_cache(
     return _publish(work, target, len(shards), identity, num_tokens, len(distinct), _vocabulary_size(model))
 
 
-def plan_shards(rows: Sequence[CacheRow], shard_tokens: int, positions: str = "targets") -> list[list[CacheRow]]:
+def plan_shards(rows: Sequence[TrainingRow], shard_tokens: int, positions: str = "targets") -> list[list[TrainingRow]]:
     """Rows in order, a new shard as soon as the last one holds `shard_tokens` tokens."""
-    shards: list[list[CacheRow]] = [[]]
+    shards: list[list[TrainingRow]] = [[]]
     size = 0
     for row in rows:
         if size >= shard_tokens:
@@ -86,7 +70,9 @@ def plan_shards(rows: Sequence[CacheRow], shard_tokens: int, positions: str = "t
     return shards
 
 
-def _capture_shard(model: torch.nn.Module, rows: list[CacheRow], identity: CacheIdentity, batch_tokens: int) -> dict[str, Tensor]:
+def _capture_shard(
+    model: torch.nn.Module, rows: list[TrainingRow], identity: CacheIdentity, batch_tokens: int
+) -> dict[str, Tensor]:
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     captured: dict[int, CapturedTokens] = {}
     for batch in _batches_by_tokens(order, rows, batch_tokens):
@@ -98,7 +84,7 @@ def _capture_shard(model: torch.nn.Module, rows: list[CacheRow], identity: Cache
     return {**columns, "record_starts": counts.cumsum(0), "record_names": names}
 
 
-def _batches_by_tokens(order: list[int], rows: list[CacheRow], batch_tokens: int) -> list[list[int]]:
+def _batches_by_tokens(order: list[int], rows: list[TrainingRow], batch_tokens: int) -> list[list[int]]:
     """Batches of rows of like length (ascending) whose padded size stays within `batch_tokens`."""
     batches: list[list[int]] = []
     for index in order:
@@ -110,7 +96,7 @@ def _batches_by_tokens(order: list[int], rows: list[CacheRow], batch_tokens: int
 
 
 @torch.no_grad()
-def _capture_batch(model: torch.nn.Module, rows: list[CacheRow], identity: CacheIdentity) -> list[CapturedTokens]:
+def _capture_batch(model: torch.nn.Module, rows: list[TrainingRow], identity: CacheIdentity) -> list[CapturedTokens]:
     width = max(len(row.input_ids) for row in rows)
     device = next(model.parameters()).device
     input_BT = torch.tensor([[*row.input_ids, *[0] * (width - len(row.input_ids))] for row in rows], device=device)
@@ -126,7 +112,7 @@ def _capture_batch(model: torch.nn.Module, rows: list[CacheRow], identity: Cache
     return [tokens.slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
-def _refuse_non_finite(label_logprob_N: Tensor, counts_B: Tensor, rows: list[CacheRow]) -> None:
+def _refuse_non_finite(label_logprob_N: Tensor, counts_B: Tensor, rows: list[TrainingRow]) -> None:
     """A base that gives NaN, or rules a target out, would only be noticed as a broken loss deep in the training."""
     is_broken_N = ~torch.isfinite(label_logprob_N)
     if is_broken_N.any():

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from components.artifacts import fingerprint_file, fingerprint_json
 from components.data.json_rows import BadRowError, kind_of, read_rows
+from components.data.training_rows import TrainingRow, count_targets
 from components.errors import DataError
-from components.token_scores.rows import ScoredRow, count_targets
 
 LARGEST = float(torch.finfo(torch.float32).max)
 LISTING = "docs/token-scores.md shows how to list the rows"
 
 
-def read_user_columns(path: Path, names: Sequence[str], rows: Sequence[ScoredRow]) -> dict[str, Tensor]:
+def read_user_columns(path: Path, names: Sequence[str], rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
     """Columns `names` of distinct `rows`, [N] each, from one file or all .jsonl files of a folder."""
     counts = {row.fingerprint: count_targets(row) for row in rows}
     found: dict[str, dict[str, Tensor]] = {}

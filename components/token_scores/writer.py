@@ -8,13 +8,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components.artifacts import fingerprint_file, publish_folder
+from components.data.training_rows import TrainingRow
 from components.token_scores.format import SCORES, ScoresIdentity, ScoresManifest
-from components.token_scores.rows import ScoredRow, record_starts
+from components.token_scores.rows import record_starts
 
 
 def write_scores(
     columns: Mapping[str, Tensor],
-    rows: Sequence[ScoredRow],
+    rows: Sequence[TrainingRow],
     identity: ScoresIdentity,
     *,
     target: Path,

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from components.artifacts import fingerprint_row
 from components.data.batching import pack_rows, pad_rows
+from components.data.training_rows import TrainingRow as CacheRow
+from components.data.training_rows import count_targets
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CacheRow, count_targets
 
 TEACHER_COLUMNS = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob")
 TEACHER_PREFIX, SCORE_PREFIX = "teacher_", "score_"

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from components.artifacts import fingerprint_json
+from components.data.training_rows import TrainingRow, count_targets
 from components.errors import DataError
 from components.objectives.presets import PRESETS
 from components.params import EarlyStoppingParams, TokenScoresParams, TrainingParams
-from components.token_scores.rows import ScoredRow, count_targets
 from components.training.checkpoints import is_sealed, seal_checkpoint
 from components.training.post_train import post_train_model
 from components.uncertainty.selection import keyed_generator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LoadBase = Callable[[], "PreTrainedModel"]
-TrainMember = Callable[["PreTrainedModel", Sequence[ScoredRow], int, Path], "PreTrainedModel"]
+TrainMember = Callable[["PreTrainedModel", Sequence[TrainingRow], int, Path], "PreTrainedModel"]
 """Takes a fresh base, the rows, a seed and a work folder of its own (unfinished work there is gone on with)."""
 WEIGHTS = "model.safetensors"
 
@@ -45,7 +45,7 @@ class Member:
     held_out: tuple[int, ...]
 
 
-def plan_members(rows: Sequence[ScoredRow], num_members: int, seed: int) -> list[Member]:
+def plan_members(rows: Sequence[TrainingRow], num_members: int, seed: int) -> list[Member]:
     """Two members per split, whose rows are each other's held-out ones; `rows` are distinct."""
     assert len({row.fingerprint for row in rows}) == len(rows), "rows are distinct"
     if sum(count_targets(row) > 0 for row in rows) < 2:
@@ -62,7 +62,7 @@ def plan_members(rows: Sequence[ScoredRow], num_members: int, seed: int) -> list
     return members
 
 
-def _halves(rows: Sequence[ScoredRow], seed: int, split: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _halves(rows: Sequence[TrainingRow], seed: int, split: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """A random half of the rows that have targets, and of those that have none: neither half is left without a target."""
     halves: tuple[list[int], list[int]] = ([], [])
     for kind, numbers in enumerate(_by_having_targets(rows)):
@@ -73,13 +73,13 @@ def _halves(rows: Sequence[ScoredRow], seed: int, split: int) -> tuple[tuple[int
     return tuple(sorted(halves[0])), tuple(sorted(halves[1]))
 
 
-def _by_having_targets(rows: Sequence[ScoredRow]) -> tuple[list[int], list[int]]:
+def _by_having_targets(rows: Sequence[TrainingRow]) -> tuple[list[int], list[int]]:
     with_targets = [number for number, row in enumerate(rows) if count_targets(row)]
     return with_targets, [number for number, row in enumerate(rows) if not count_targets(row)]
 
 
 def train_members(
-    members: Sequence[Member], rows: Sequence[ScoredRow], load_base: LoadBase, train_member: TrainMember, work: Path
+    members: Sequence[Member], rows: Sequence[TrainingRow], load_base: LoadBase, train_member: TrainMember, work: Path
 ) -> list[Path]:
     """Weights of every member, in files under `work`; a finished one is not trained again. One model in memory at a time."""
     files = []
@@ -112,7 +112,7 @@ def member_training(params: TokenScoresParams, training: TrainingParams) -> Trai
 def plain_fine_tuning(training: TrainingParams, device: torch.device, pad_token_id: int) -> TrainMember:
     """Members by the students' own trainer, with cross-entropy on every target token."""
 
-    def train_member(model: "PreTrainedModel", rows: Sequence[ScoredRow], seed: int, work: Path) -> "PreTrainedModel":
+    def train_member(model: "PreTrainedModel", rows: Sequence[TrainingRow], seed: int, work: Path) -> "PreTrainedModel":
         return post_train_model(
             model,
             rows,

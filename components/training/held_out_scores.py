@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from components.data.batching import IGNORED_LABEL, pad_rows
+from components.data.batching import pad_rows
+from components.data.training_rows import TrainingRow, count_targets
 from components.errors import ModelError
-from components.token_scores.rows import ScoredRow, count_targets, record_starts
+from components.objectives.labels import IGNORED_LABEL
+from components.token_scores.rows import record_starts
 from components.training.checkpoints import is_sealed, seal_checkpoint
 from components.uncertainty.scores import token_entropy, token_nll
 
@@ -77,7 +79,7 @@ class MeanLaw:
 
 
 def score_rows(
-    rows: Sequence[ScoredRow],
+    rows: Sequence[TrainingRow],
     scorers: Sequence[Scorer],
     vocabulary_size: int,
     *,
@@ -114,7 +116,7 @@ def score_rows(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _blocks(rows: Sequence[ScoredRow], block_tokens: int) -> Iterator[tuple[int, list[ScoredRow]]]:
+def _blocks(rows: Sequence[TrainingRow], block_tokens: int) -> Iterator[tuple[int, list[TrainingRow]]]:
     """Number of the first row, and rows in order, of at most `block_tokens` targets together (one row at least)."""
     first, size = 0, 0
     for number, row in enumerate(rows):
@@ -128,7 +130,7 @@ def _blocks(rows: Sequence[ScoredRow], block_tokens: int) -> Iterator[tuple[int,
 @torch.no_grad()
 def _score_block(
     model: Any,
-    block: Sequence[ScoredRow],
+    block: Sequence[TrainingRow],
     numbers: Sequence[int],
     law: MeanLaw,
     vocabulary_size: int,
@@ -155,7 +157,7 @@ def _score_block(
         progress.update(len(labels_N))
 
 
-def batches_by_tokens(numbers: Sequence[int], rows: Sequence[ScoredRow], batch_tokens: int) -> list[list[int]]:
+def batches_by_tokens(numbers: Sequence[int], rows: Sequence[TrainingRow], batch_tokens: int) -> list[list[int]]:
     """Rows of like length together (ascending), their padded size within `batch_tokens`; a longer row is alone."""
     batches: list[list[int]] = []
     for number in sorted(numbers, key=lambda number: len(rows[number].input_ids)):
@@ -166,7 +168,7 @@ def batches_by_tokens(numbers: Sequence[int], rows: Sequence[ScoredRow], batch_t
     return batches
 
 
-def _refuse_non_finite(columns: dict[str, Tensor], block: Sequence[ScoredRow]) -> None:
+def _refuse_non_finite(columns: dict[str, Tensor], block: Sequence[TrainingRow]) -> None:
     """A model that has diverged, or rules a label out entirely, would only be noticed as a strange mask."""
     starts = torch.tensor(record_starts(block))
     for name, column_N in columns.items():

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from components.data.batching import TargetRow, pack_rows, pad_rows
+from components.data.batching import pack_rows, pad_rows
+from components.data.training_rows import TargetRow
 from components.errors import ParamsError
 from components.objectives.sparse_target import label_nll
 from components.training.student_loss import predicted_logits

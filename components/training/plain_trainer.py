@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.artifacts import fingerprint_json
+from components.data.training_rows import TrainingRow
 from components.errors import ParamsError, TrainingError
 from components.objectives.fused_head import FusedLoss
 from components.objectives.model_head import loss_of_logits
@@ -30,7 +31,6 @@ from components.objectives.row_loss import DenseTeacher
 from components.objectives.rules import refuse_impossible
 from components.objectives.sparse_target import TeacherTargets
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CacheRow
 from components.training.alignment import prove_alignment
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.model_inputs import InputWatch, PassedInputs
@@ -67,7 +67,7 @@ class TokenObjectiveLoss:
         objective: Objective,
         *,
         cache: TeacherCacheReader | None = None,
-        rows: Sequence[CacheRow] = (),
+        rows: Sequence[TrainingRow] = (),
         teacher: nn.Module | None = None,
         scores: ScoreSource | None = None,
         class_of_token_V: Tensor | None = None,
@@ -212,7 +212,7 @@ def _refuse_two_teachers(objective: Objective, cache: TeacherCacheReader | None,
 def _refuse_missing(
     objective: Objective,
     cache: TeacherCacheReader | None,
-    rows: Sequence[CacheRow],
+    rows: Sequence[TrainingRow],
     scores: ScoreSource | None,
     class_of_token_V: Tensor | None,
 ) -> None:

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
+from components.data.training_rows import TrainingRow
 from components.errors import InterruptedStageError
 from components.objectives.objective import Objective
 from components.objectives.resolve import warnings_of
 from components.params import TrainingParams
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CacheRow
 from components.training.alignment import prove_alignment
-from components.training.callbacks import MetricSink, MetricSinkCallback, StopSignalCallback, restore_objective
+from components.training.callbacks import MetricSink, MetricSinkCallback, Observer, StopSignalCallback, restore_objective
 from components.training.checkpoints import latest_checkpoint
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.early_stopping import EarlyStopping
 from components.training.lora import add_adapter, merge_adapter
 from components.training.packing import prove_packing
-from components.training.probe import TrainingProbe
 from components.training.progress import show_progress
 from components.training.row_order import spread_rows
 from components.training.target_scoring import ScoredRow
@@ -32,6 +31,7 @@ from components.training.trainer_setup import build_trainer, refuse_missing_inpu
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from components.training.probe import TrainingProbe  # not imported: editing the probe must not train the members anew
 
 LOGGER = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class PostTrainingResult:
 
 def post_train_model(
     model: "PreTrainedModel",
-    rows: Sequence[CacheRow],
+    rows: Sequence[TrainingRow],
     cache: TeacherCacheReader | None,
     objective: Objective,
     params: TrainingParams,
@@ -66,7 +66,7 @@ def post_train_model(
     scores: ScoreSource | None = None,
     class_of_token_V: torch.Tensor | None = None,
     validation: Sequence[ScoredRow] = (),
-    make_probe: Callable[[ObjectiveTrainer], TrainingProbe] | None = None,
+    make_probe: Callable[[ObjectiveTrainer], "TrainingProbe"] | None = None,
 ) -> PostTrainingResult:
     """Train `model` on `rows`; checkpoints live in `work`, and a run that finds one there goes on from it.
 
@@ -75,8 +75,7 @@ def post_train_model(
     """
     set_seed(seed)
     refuse_missing_inputs(objective, cache, scores, class_of_token_V)
-    for warning in warnings_of(objective):
-        LOGGER.warning("%s: %s", work.name, warning)
+    warn_of(objective, work.name)
     checkpoint = latest_checkpoint(work)
     student = add_adapter(model, params.lora) if params.lora.enabled else model
     trainer = build_trainer(
@@ -92,40 +91,55 @@ def post_train_model(
         scores=scores,
         class_of_token_V=class_of_token_V,
     )
-    if params.packing:
-        prove_packing(student, spread_rows(rows, params.micro_batch_size), pad_token_id)
-    if cache is not None:
-        # The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
-        with_prompt = objective.prompt_tokens == "distil_only"
-        proof = TeacherCollator(pad_token_id, cache, packing=params.packing, with_prompt=with_prompt)
-        batch = proof(spread_rows(rows, params.micro_batch_size))
-        prove_alignment(student, batch, cache.manifest.identity.precision, with_prompt=with_prompt)
+    prove_rows(student, rows, cache, params, pad_token_id)
     probe = None if make_probe is None else make_probe(trainer)
     stopper = early_stopping(params, validation, pad_token_id, work)
-    for name, observer in (("probe", probe), ("early_stopping", stopper)):
+    add_observers(trainer, probe=probe, early_stopping=stopper)
+    run_to_the_end(trainer, checkpoint, sink)
+    return result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe)
+
+
+def warn_of(objective: Objective, name: str) -> None:
+    for warning in warnings_of(objective):
+        LOGGER.warning("%s: %s", name, warning)
+
+
+def prove_rows(
+    student: Any, rows: Sequence[TrainingRow], cache: TeacherCacheReader | None, params: TrainingParams, pad_token_id: int
+) -> None:
+    """On one micro-batch: this model keeps packed rows apart, and the cache holds its own losses of them.
+
+    The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
+    """
+    spread = spread_rows(rows, params.micro_batch_size)
+    if params.packing:
+        prove_packing(student, spread, pad_token_id)
+    if cache is not None:
+        proof = TeacherCollator(pad_token_id, cache, packing=params.packing)
+        prove_alignment(student, proof(spread), cache.manifest.identity.precision)
+
+
+def add_observers(trainer: ObjectiveTrainer, **observers: Observer | None) -> None:
+    """Under the names that their states have in the checkpoint."""
+    for name, observer in observers.items():
         if observer is not None:
             trainer.add_observer(name, observer)
+
+
+def run_to_the_end(trainer: ObjectiveTrainer, checkpoint: Path | None, sink: MetricSink) -> None:
+    """Train, from the checkpoint where there is one; a stop signal ends it with an error that says how to go on."""
     with StopSignalCallback() as stop:
         for callback in (stop, MetricSinkCallback(sink)):
             trainer.add_callback(callback)
-        show_progress(trainer, work.name.rpartition("-")[0])
+        show_progress(trainer, Path(str(trainer.args.output_dir)).name.rpartition("-")[0])
         if checkpoint is not None:
             restore_objective(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.is_stopped and trainer.state.global_step < params.num_steps:
+        if stop.is_stopped and trainer.state.global_step < trainer.args.max_steps:
             raise InterruptedStageError(
-                f"stopped at step {trainer.state.global_step} of {params.num_steps}; a checkpoint is kept, "
+                f"stopped at step {trainer.state.global_step} of {trainer.args.max_steps}; a checkpoint is kept, "
                 "the same command goes on from it"
             )
-    best_step = None if stopper is None else stopper.restore_best(student)
-    return PostTrainingResult(
-        model=merge_adapter(student) if params.lora.enabled else model,
-        curve=training_curve(trainer),
-        resumed_at_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        best_step=best_step,
-        validation_looks=() if stopper is None else tuple(stopper.looks),
-        probe=None if probe is None else probe.record(),
-    )
 
 
 def early_stopping(
@@ -135,6 +149,26 @@ def early_stopping(
     if not params.early_stopping.enabled:
         return None
     return EarlyStopping(params.early_stopping, validation, pad_token_id=pad_token_id, folder=work / "best")
+
+
+def result_of(
+    trainer: ObjectiveTrainer,
+    student: Any,
+    has_adapter: bool,
+    checkpoint: Path | None,
+    stopper: EarlyStopping | None,
+    probe: "TrainingProbe | None",
+) -> PostTrainingResult:
+    """The best look's weights, where there are looks, in a model of the base's architecture."""
+    best_step = None if stopper is None else stopper.restore_best(student)
+    return PostTrainingResult(
+        model=merge_adapter(student) if has_adapter else student,
+        curve=training_curve(trainer),
+        resumed_at_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        best_step=best_step,
+        validation_looks=() if stopper is None else tuple(stopper.looks),
+        probe=None if probe is None else probe.record(),
+    )
 
 
 def training_curve(trainer: ObjectiveTrainer) -> list[dict[str, float]]:

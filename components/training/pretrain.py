@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-from components.data.batching import IGNORED_LABEL
 from components.data.embedded_files import messages_of
 from components.data.embedded_world import EmbeddedWorld
 from components.data.rendering import render
 from components.models import build_tiny_model, build_word_tokenizer
+from components.objectives.labels import IGNORED_LABEL
 from components.params import BaseModelParams, WorldParams
 from components.training.progress import show_progress
 

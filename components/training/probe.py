@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from components.data.training_rows import count_targets as count_scored
 from components.objectives.objective import Objective
 from components.objectives.weights import TokenWeights
 from components.params import ProbeParams
@@ -47,7 +48,7 @@ from components.training.probe_record import (
     weigh_probe,
 )
 from components.training.probe_warnings import warnings_of
-from components.training.target_scoring import ScoredRow, ScoredTokens, count_scored, join_scored, score_targets
+from components.training.target_scoring import ScoredRow, ScoredTokens, join_scored, score_targets
 from components.uncertainty.selection import random_scores
 from components.uncertainty.token_classes import CLASSES
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from components.data.training_rows import count_targets
 from components.objectives.objective import Objective
 from components.objectives.sparse_target import TeacherTargets
 from components.objectives.weights import (
@@ -21,7 +22,7 @@ from components.objectives.weights import (
     sequence_thresholds,
     weights_of,
 )
-from components.training.target_scoring import Laws, ScoredTokens, count_scored
+from components.training.target_scoring import Laws, ScoredTokens
 from components.uncertainty.calibration import expected_calibration_error, rank_correlation, reliability_curve
 from components.uncertainty.scores import excess_loss, probability_gain
 from components.uncertainty.selection import quantile_threshold
@@ -64,7 +65,7 @@ class Moment:
 
 def facts_of(rows: Sequence[ProbeRow]) -> TokenFacts:
     """The facts of all targets; the teacher's logprob and each column only where every row has them."""
-    counts = torch.tensor([count_scored(row) for row in rows], dtype=torch.long)
+    counts = torch.tensor([count_targets(row) for row in rows], dtype=torch.long)
     teacher = [row.teacher_logprob_N for row in rows if row.teacher_logprob_N is not None]
     names = set.intersection(*(set(row.columns) for row in rows)) if rows else set()
     return TokenFacts(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from components.artifacts import ROOT
+from components.data.training_rows import TrainingRow
 from components.errors import ModelError
 from components.models import (
     load_base_model,
@@ -25,7 +26,6 @@ from components.models import (
     weights_fingerprint,
 )
 from components.params import TokenScoresParams, TrainingParams
-from components.token_scores.rows import ScoredRow
 from components.training.cross_fitting import (
     LoadBase,
     TrainMember,
@@ -39,7 +39,7 @@ from components.training.held_out_scores import Scorer, score_rows
 
 
 def reference_columns(
-    rows: Sequence[ScoredRow], params: TokenScoresParams, training: TrainingParams, device: torch.device, work: Path
+    rows: Sequence[TrainingRow], params: TokenScoresParams, training: TrainingParams, device: torch.device, work: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Columns [N] of distinct `rows`, and the fingerprint of the reference's weights where it is the user's."""
     tokenizer = load_prepared_tokenizer()
@@ -53,7 +53,7 @@ def reference_columns(
 
 
 def cross_fit_columns(
-    rows: Sequence[ScoredRow],
+    rows: Sequence[TrainingRow],
     params: TokenScoresParams,
     load_base: LoadBase,
     train_member: TrainMember,
@@ -72,7 +72,7 @@ def cross_fit_columns(
 
 
 def local_columns(
-    rows: Sequence[ScoredRow], folder: Path, tokenizer: Any, precision: str, device: torch.device, work: Path
+    rows: Sequence[TrainingRow], folder: Path, tokenizer: Any, precision: str, device: torch.device, work: Path
 ) -> dict[str, Tensor]:
     """One forward pass of the model in `folder`, which must read the same tokens."""
     refuse_other_tokens(folder, tokenizer)

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from components.data.batching import IGNORED_LABEL, TargetRow, pad_rows
+from components.data.batching import pad_rows
+from components.data.training_rows import TargetRow, count_targets
+from components.objectives.labels import IGNORED_LABEL
 from components.objectives.objective import NUM_TOP_ENTRIES
 from components.objectives.sparse_target import TeacherTargets, sparse_kl
 from components.uncertainty.calibration import law_brier
@@ -61,11 +63,6 @@ def join_scored(parts: Sequence[ScoredTokens]) -> ScoredTokens:
     )
 
 
-def count_scored(row: TargetRow) -> int:
-    """Targets that something predicts: a row's first token is never one."""
-    return sum(row.is_target[1:])
-
-
 @torch.no_grad()
 def score_targets(
     model: nn.Module, rows: Sequence[ScoredRow], *, pad_token_id: int, batch_tokens: int, temperature: float = 1.0
@@ -81,7 +78,7 @@ def score_targets(
             parts = list(_score_batch(model, head, [rows[index] for index in batch], pad_token_id, temperature))
             whole, start = join_scored(parts), 0
             for index in batch:
-                stop = start + count_scored(rows[index])
+                stop = start + count_targets(rows[index])
                 columns = {field.name: getattr(whole, field.name)[start:stop] for field in fields(ScoredTokens)}
                 scored[index], start = ScoredTokens(**columns), stop
     empty = ScoredTokens(**{field.name: torch.empty(0) for field in fields(ScoredTokens)})
@@ -97,8 +94,8 @@ def batches(rows: Sequence[TargetRow], batch_tokens: int, max_targets: int) -> I
     """Rows that have targets, by length: padded tokens and targets of a batch within the limits, or one row alone."""
     batch: list[int] = []
     num_targets = 0
-    for index in sorted((i for i in range(len(rows)) if count_scored(rows[i])), key=lambda i: len(rows[i].input_ids)):
-        count = count_scored(rows[index])
+    for index in sorted((i for i in range(len(rows)) if count_targets(rows[i])), key=lambda i: len(rows[i].input_ids)):
+        count = count_targets(rows[index])
         is_full = (len(batch) + 1) * len(rows[index].input_ids) > batch_tokens or num_targets + count > max_targets
         if batch and is_full:
             yield batch
@@ -169,7 +166,7 @@ def _statistics(
 
 def _laws_of(row: ScoredRow) -> Sequence[Mapping[int, float] | None]:
     if row.laws is None:
-        return [None] * count_scored(row)
+        return [None] * count_targets(row)
     assert len(row.laws) == sum(row.is_target), "one law for each target token"
     return row.laws[int(row.is_target[0]) :]
 

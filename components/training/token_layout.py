@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from components.artifacts import fingerprint_row
-from components.data.batching import IGNORED_LABEL
+from components.objectives.labels import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.artifacts import fingerprint_row
-from components.data.batching import IGNORED_LABEL
+from components.objectives.labels import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

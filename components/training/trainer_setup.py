@@ -13,12 +13,13 @@ import torch
 from transformers import TrainingArguments
 
 from components.artifacts import fingerprint_row
+from components.data.training_rows import TrainingRow as CacheRow
+from components.data.training_rows import count_targets
 from components.errors import CacheMismatchError, ParamsError
 from components.objectives.objective import STATIC_SCORES, Objective
 from components.objectives.weights import static_scores
 from components.params import TrainingParams
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CacheRow, count_targets
 from components.training.callbacks import ObjectiveCallback
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.student_loss import StudentLoss

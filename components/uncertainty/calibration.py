@@ -60,11 +60,6 @@ def law_brier(logprobs_NV: Tensor, labels_N: Tensor) -> Tensor:
     return ((2 * logprobs_NV).exp().sum(1) - 2 * probability_N + 1).clamp(min=0.0)
 
 
-def confidence_brier(confidence_N: Tensor, is_correct_N: Tensor) -> Tensor:
-    """Brier score of the statement "the first choice is right", [N] in [0, 1]: (confidence - 1[right])^2."""
-    return (confidence_N - is_correct_N.to(confidence_N.dtype)).square()
-
-
 def rank_correlation(first_N: Tensor, second_N: Tensor) -> float | None:
     """Spearman's rho with ties at their mean rank; None where one side is constant or there are fewer than three tokens."""
     if len(first_N) < 3:

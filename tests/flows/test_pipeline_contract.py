@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,11 +52,6 @@ def test_every_section_of_params_yaml_is_taken_by_some_stage() -> None:
 @pytest.mark.parametrize("name", STAGE_FLOWS)
 def test_a_stage_s_flow_is_short(name: str) -> None:
     assert len((ROOT / "flows" / f"{name}.py").read_text().splitlines()) <= MAX_FLOW_LINES
-
-
-@pytest.mark.parametrize("file", sorted([*(ROOT / "components").rglob("__init__.py"), ROOT / "flows" / "__init__.py"]), ids=str)
-def test_package_files_are_empty_because_imports_are_cache_keys(file: Path) -> None:
-    assert file.read_text() == ""
 
 
 @pytest.mark.parametrize("name", STAGE_FLOWS)

@@ -12,12 +12,12 @@ import torch
 from components import artifacts
 from components.artifacts import write_json
 from components.data.tokenized import TokenizedRow, write_rows
+from components.data.training_rows import count_targets
 from components.errors import DataError
 from components.models import build_word_tokenizer
 from components.params import ComputeParams, LoraParams, TokenScoresParams, TrainingParams
 from components.token_scores import identity
 from components.token_scores.reader import TokenScoreReader
-from components.token_scores.rows import count_targets
 from components.training import reference_columns
 from flows import score_tokens as stage
 from tests.conftest import VOCABULARY, build_model, build_rows

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.objectives.divergences import DivergenceName, divergence, jensen_shannon, mix_laws, skewed_kl
+from components.objectives.divergences import divergence, jensen_shannon, mix_laws, skewed_kl
+from components.objectives.objective import Divergence
 
 N, V = 7, 13
-NAMES: tuple[DivergenceName, ...] = ("forward_kl", "reverse_kl", "jsd", "skew")
+NAMES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jsd", "skew")
 
 
 def law(seed: int) -> Tensor:
@@ -27,7 +28,7 @@ def test_each_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_equal_laws_are_at_distance_zero_with_no_gradient_and_others_further(name: DivergenceName) -> None:
+def test_equal_laws_are_at_distance_zero_with_no_gradient_and_others_further(name: Divergence) -> None:
     logits = law(0).float().requires_grad_()
     distance_N = divergence(name, law(0).float(), logits.log_softmax(1))
     (gradient,) = torch.autograd.grad(distance_N.sum(), logits)

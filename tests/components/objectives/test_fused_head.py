@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from components.data.batching import IGNORED_LABEL as LABEL_OF_DATA
-from components.objectives.divergences import DivergenceName
 from components.objectives.fused_head import FusedLoss, fused_token_loss, head_statistics
 from components.objectives.head import Head, naive_logits
+from components.objectives.labels import IGNORED_LABEL
 from components.objectives.naive_loss import naive_token_loss
-from components.objectives.row_loss import IGNORED_LABEL, DenseTeacher, EntropyKind, LossSpec, TokenChunk
+from components.objectives.objective import Divergence, EntropyKind
+from components.objectives.row_loss import DenseTeacher, LossSpec, TokenChunk
 from components.objectives.sparse_target import TeacherTargets
 from components.uncertainty.scores import token_entropy, top_entropy
 
 N, V, H = 37, 101, 8
 EVERY_K = [1, 5, V - 1, V]
-DIVERGENCES: tuple[DivergenceName, ...] = ("forward_kl", "reverse_kl", "jsd", "skew")
+DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jsd", "skew")
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -217,7 +217,7 @@ def test_a_student_equal_to_its_teacher_pays_nothing_and_feels_nothing(num_entri
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_a_student_equal_to_its_dense_teacher_pays_nothing_whatever_the_divergence(name: DivergenceName) -> None:
+def test_a_student_equal_to_its_dense_teacher_pays_nothing_whatever_the_divergence(name: Divergence) -> None:
     hidden_NH, weight_VH = (leaf.float().requires_grad_() for leaf in leaves()[:2])
     teacher = DenseTeacher(hidden_NH.detach().clone(), Head(weight_VH.detach().clone()))
     ours = fused_token_loss(hidden_NH, Head(weight_VH), labels(), fixed_weights, teacher=teacher, divergence=name)
@@ -246,7 +246,7 @@ def test_all_entries_are_the_dense_teacher(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_every_divergence_is_naive_in_value_and_gradient(name: DivergenceName, temperature: float) -> None:
+def test_every_divergence_is_naive_in_value_and_gradient(name: Divergence, temperature: float) -> None:
     spec = spec_of(CASES["all"], "dense", temperature, divergence=name, weigh=selected_or_pulled)
     naive, exact = run(CASES["all"], torch.float64, spec, fused=False)
     ours, gradients = run(CASES["all"], torch.float64, spec, fused=True, chunk_bytes=9000)
@@ -287,7 +287,6 @@ def test_a_very_wrong_student_stays_finite() -> None:
 
 
 def test_a_token_without_a_label_has_no_likelihood_and_is_still_distilled() -> None:
-    assert IGNORED_LABEL == LABEL_OF_DATA
     spec = spec_of(CASES["plain"], "sparse", weigh=lambda chunk: (torch.ones_like(chunk.nll_C), torch.ones_like(chunk.nll_C)))
     ours, gradients = run(CASES["plain"], torch.float64, spec, fused=True)
     ignored_N = spec.labels_N == IGNORED_LABEL

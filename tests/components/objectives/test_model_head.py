@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.objectives.divergences import DivergenceName
 from components.objectives.fused_head import FusedLoss, HeadStatistics
 from components.objectives.head import naive_logits
 from components.objectives.model_head import TokenLossRequest, attach_token_loss, head_of, hidden_of
 from components.objectives.naive_loss import naive_token_loss
+from components.objectives.objective import Divergence
 from components.objectives.row_loss import DenseTeacher, TokenChunk
 from components.objectives.sparse_target import TeacherTargets
 from components.uncertainty.selection import quantile_threshold
@@ -153,7 +153,7 @@ def test_a_model_that_does_more_to_its_logits_goes_the_long_way_and_is_right() -
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "skew"])
-def test_a_dense_teacher_from_another_models_hidden_states(name: DivergenceName) -> None:
+def test_a_dense_teacher_from_another_models_hidden_states(name: Divergence) -> None:
     model, base = build("gemma2"), build("gemma2", seed=1)
     head = head_of(base)
     assert not isinstance(head, str)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from components.data.training_rows import count_targets
 from components.errors import ArtifactError, CacheMismatchError
 from components.teacher_cache.format import MANIFEST
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import count_targets
 from tests.conftest import build_cache, build_identity, build_model, build_rows
 
 ROWS = build_rows(30)

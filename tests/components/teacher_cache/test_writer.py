@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from components import artifacts
+from components.data.training_rows import count_targets
 from components.errors import ModelError
 from components.teacher_cache.format import CacheManifest
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CaptureSettings, count_targets, plan_shards, write_cache
+from components.teacher_cache.writer import CaptureSettings, plan_shards, write_cache
 from tests.conftest import Row, build_cache, build_identity, build_model, build_rows, end_of_child, start_child
 
 ROWS = build_rows(40)

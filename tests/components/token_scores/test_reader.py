@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from components import artifacts
+from components.data.training_rows import count_targets
 from components.errors import ArtifactError, ScoresMismatchError
 from components.token_scores.format import MANIFEST, SCORES
 from components.token_scores.reader import TokenScoreReader
-from components.token_scores.rows import count_targets, distinct_rows
+from components.token_scores.rows import distinct_rows
 from components.token_scores.writer import write_scores
 from tests.components.token_scores.conftest import ROWS, build_columns, build_scores_identity
 from tests.conftest import build_rows

@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from components.data.training_rows import count_targets
 from components.errors import DataError
 from components.params import RESERVED_COLUMNS, TokenScoresParams
-from components.token_scores.rows import count_targets
 from components.token_scores.user_columns import files_fingerprint, read_user_columns
 from tests.conftest import Row, build_rows
 

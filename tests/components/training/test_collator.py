@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.data.training_rows import count_targets
 from components.errors import CacheMismatchError
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import count_targets
 from components.training.collator import TEACHER_COLUMNS, TeacherCollator
 from tests.components.training.conftest import NO_TARGET, ROWS
 from tests.conftest import PAD, Row, build_cache, build_model

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from components.data.training_rows import count_targets
 from components.errors import DataError, ModelError
 from components.params import EarlyStoppingParams, TokenScoresParams, TrainingParams
-from components.token_scores.rows import count_targets, record_starts
+from components.token_scores.rows import record_starts
 from components.training import cross_fitting, reference_columns
 from components.training.cross_fitting import member_training, plan_members, put_weights, train_members
 from components.training.reference_columns import cross_fit_columns

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from components.data.training_rows import count_targets
 from components.errors import ModelError
 from components.models import build_word_tokenizer
-from components.token_scores.rows import count_targets
 from components.training import held_out_scores
 from components.training.held_out_scores import Scorer, batches_by_tokens, score_rows
 from components.training.reference_columns import local_columns

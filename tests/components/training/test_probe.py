@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.tokenized import TokenizedRow
+from components.data.training_rows import count_targets
 from components.objectives.objective import Objective
 from components.objectives.presets import PRESETS
 from components.objectives.sparse_target import TeacherTargets
@@ -21,7 +22,6 @@ from components.params import ProbeParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.probe import TrainingProbe
 from components.training.probe_record import ProbeRow
-from components.training.target_scoring import count_scored
 from tests.components.training.conftest import CLASS_OF_TOKEN, ROWS, build_trainer
 from tests.conftest import PAD, VOCABULARY, Row, build_model
 
@@ -73,7 +73,7 @@ def test_a_look_records_the_moment(cache: TeacherCacheReader) -> None:
     record = stay(build_probe(cache), 0, 20).record()
     json.dumps(record, allow_nan=False)
     assert (record["score"], record["select"], record["truth"], record["num_rows"]) == ("student_nll", "high", "law", 8)
-    assert record["num_tokens"] == sum(count_scored(row) for row in ROWS[:8])
+    assert record["num_tokens"] == sum(count_targets(row) for row in ROWS[:8])
     first, second = record["steps"]
     assert (first["step"], first["epoch"], first["threshold"]) == (0, 0.0, 2.0)
     assert [first[name] for name in ("entered", "left", "jaccard", "jaccard_epoch")] == [None] * 4
@@ -99,7 +99,7 @@ def test_the_examples_are_shown_token_by_token(cache: TeacherCacheReader) -> Non
     for example, row in zip(record["examples"], ROWS, strict=False):
         assert [token["text"] for token in example["tokens"]] == [f"<{token}>" for token in row.input_ids]
         num_targets = sum(token["is_target"] for token in example["tokens"])
-        assert num_targets == count_scored(row) == len(example["classes"]) == len(example["teacher_nll"])
+        assert num_targets == count_targets(row) == len(example["classes"]) == len(example["teacher_nll"])
         shown = example["steps"][1]
         with torch.no_grad():
             logprobs_TV = model(input_ids=torch.tensor([row.input_ids])).logits[0].log_softmax(1)
@@ -128,7 +128,7 @@ def test_a_row_of_the_prepared_data_can_be_looked_at(cache: TeacherCacheReader) 
 def test_every_preset_can_be_looked_at(name: str, cache: TeacherCacheReader) -> None:
     probe = build_probe(cache, PRESETS[name])
     for row in (rows := probe._rows):
-        rows[rows.index(row)] = replace(row, columns={"reference_nll": torch.rand(count_scored(row))})
+        rows[rows.index(row)] = replace(row, columns={"reference_nll": torch.rand(count_targets(row))})
     probe = TrainingProbe(PRESETS[name], rows, [], name=name, threshold=lambda: 2.0, params=SETTINGS, pad_token_id=PAD)
     record = stay(probe, 0, 2).record()
     json.dumps(record, allow_nan=False)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from components.data.training_rows import count_targets
 from components.objectives.sparse_target import TeacherTargets
 from components.training import target_scoring
-from components.training.target_scoring import Laws, ScoredTokens, batches, count_scored, score_targets
+from components.training.target_scoring import Laws, ScoredTokens, batches, score_targets
 from components.uncertainty.scores import kl_divergence
 from tests.conftest import PAD, VOCABULARY, build_model, build_rows, end_of_child, start_child
 
@@ -36,7 +37,7 @@ def dense_teacher(row: Any, seed: int, temperature: float = 1.0) -> TeacherTarge
 
 
 def teacher_laws(row: Any, seed: int, temperature: float) -> torch.Tensor:
-    shape = (count_scored(row), VOCABULARY)
+    shape = (count_targets(row), VOCABULARY)
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / temperature).log_softmax(1)
 
 
@@ -100,7 +101,7 @@ def test_no_more_logits_are_made_than_a_chunk_of_targets(entries: int, monkeypat
     made: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda module, given, out: made.append(out.numel()))
     score_targets(model, scored, pad_token_id=PAD, batch_tokens=8192)
-    assert sum(made) == VOCABULARY * sum(count_scored(row) for row in scored), "each target's logits once, no other's"
+    assert sum(made) == VOCABULARY * sum(count_targets(row) for row in scored), "each target's logits once, no other's"
     assert max(made) <= max(entries, VOCABULARY)
 
 
@@ -156,11 +157,11 @@ def test_batches_hold_every_row_with_a_target_once_within_both_limits() -> None:
     scored = rows()
     for batch_tokens, max_targets in ((1, 1), (50, 100), (200, 20), (10_000, 10_000)):
         made = list(batches(scored, batch_tokens, max_targets))
-        assert sorted(index for batch in made for index in batch) == [i for i, row in enumerate(scored) if count_scored(row)]
+        assert sorted(index for batch in made for index in batch) == [i for i, row in enumerate(scored) if count_targets(row)]
         for batch in made:
             if len(batch) > 1:
                 assert len(batch) * max(len(scored[i].input_ids) for i in batch) <= batch_tokens
-                assert sum(count_scored(scored[i]) for i in batch) <= max_targets
+                assert sum(count_targets(scored[i]) for i in batch) <= max_targets
 
 
 def test_a_first_token_that_is_marked_is_no_target_and_its_law_is_left_out() -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from components.data.batching import IGNORED_LABEL, pad_rows
+from components.data.batching import pad_rows
 from components.errors import TrainingError
 from components.objectives.fused_head import HeadStatistics
+from components.objectives.labels import IGNORED_LABEL
 from components.objectives.objective import Objective
 from components.objectives.row_loss import TokenChunk
 from components.objectives.token_loss import token_terms

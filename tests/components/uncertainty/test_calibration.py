@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from components.uncertainty.calibration import (
-    confidence_brier,
     expected_calibration_error,
     law_brier,
     rank_correlation,
@@ -96,9 +95,3 @@ def test_the_brier_score_is_proper_the_truth_has_the_best_one() -> None:
 
     for other in ([0.7, 0.2, 0.1], [1 / 3] * 3, [0.5, 0.3, 0.2]):
         assert expected(truth) < expected(torch.tensor(other))
-
-
-def test_the_brier_score_of_a_confidence_equals_a_literal_reference() -> None:
-    confidence, is_correct = draw(50)
-    expected = [(float(c) - float(right)) ** 2 for c, right in zip(confidence, is_correct, strict=True)]
-    assert confidence_brier(confidence, is_correct).tolist() == pytest.approx(expected)
