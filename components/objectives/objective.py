@@ -27,6 +27,7 @@ STATIC_SCORES: tuple[Score, ...] = ("teacher_nll", "teacher_excess", "probabilit
 """Known before training: the student does not enter them, so one threshold for the whole dataset is possible."""
 REFERENCE_SCORES: tuple[Score, ...] = ("excess", "teacher_excess", "probability_gain")
 SCORES_NOT_IN_NATS: tuple[Score, ...] = ("probability_gain", "column")
+NEVER_NEGATIVE_SCORES: tuple[Score, ...] = ("student_nll", "teacher_nll", "entropy", "mutual_information")
 NUM_TOP_ENTRIES = 20
 """EAFT's entropy is that of the 20 most likely tokens, renormalised."""
 

@@ -62,7 +62,13 @@ class TeacherCollator:
 
     def _teacher(self, cache: TeacherCacheReader, row: CacheRow, name: str) -> dict[str, Tensor]:
         """Columns of the row's predicted tokens: its targets, or all of them."""
-        return cache.read(name, len(row.input_ids) - 1) if self.with_prompt else cache.read_targets(name, row.is_target)
+        if not self.with_prompt:
+            return cache.read_targets(name, row.is_target)
+        if cache.holds_prompt:
+            return cache.read(name, len(row.input_ids) - 1)
+        # Only with an online teacher: the cache serves the base's logprob of the labels, and of a prompt token none is looked at.
+        record, is_target_N = cache.read_targets(name, row.is_target), torch.tensor(row.is_target[1:])
+        return {column: spread_targets(values, is_target_N) for column, values in record.items()}
 
     def _scores(self, scores: ScoreSource, row: CacheRow, name: str) -> dict[str, Tensor]:
         """Scores are of targets; a prompt token that is only distilled has none, and 0 in its place is never looked at."""
@@ -70,7 +76,11 @@ class TeacherCollator:
         if not self.with_prompt:
             return dict(record)
         is_target_N = torch.tensor(row.is_target[1:])
-        spread = {column: torch.zeros(len(is_target_N)) for column in self.columns}
-        for column, values_N in spread.items():
-            values_N[is_target_N] = record[column].float()
-        return spread
+        return {column: spread_targets(record[column].float(), is_target_N) for column in self.columns}
+
+
+def spread_targets(values: Tensor, is_target_N: Tensor) -> Tensor:
+    """Values of target tokens among all predicted tokens, [N, ...]; 0 in the place of prompt tokens."""
+    spread = torch.zeros(len(is_target_N), *values.shape[1:], dtype=values.dtype)
+    spread[is_target_N] = values
+    return spread

@@ -96,10 +96,8 @@ def post_train_model(
         prove_packing(student, spread_rows(rows, params.micro_batch_size), pad_token_id)
     if cache is not None:
         # The Trainer loads a checkpoint later, and a new adapter adds nothing: here the student is still the base.
-        with_prompt = objective.prompt_tokens == "distil_only"
-        proof = TeacherCollator(pad_token_id, cache, packing=params.packing, with_prompt=with_prompt)
-        batch = proof(spread_rows(rows, params.micro_batch_size))
-        prove_alignment(student, batch, cache.manifest.identity.precision, with_prompt=with_prompt)
+        proof = TeacherCollator(pad_token_id, cache, packing=params.packing)
+        prove_alignment(student, proof(spread_rows(rows, params.micro_batch_size)), cache.manifest.identity.precision)
     probe = None if make_probe is None else make_probe(trainer)
     stopper = early_stopping(params, validation, pad_token_id, work)
     for name, observer in (("probe", probe), ("early_stopping", stopper)):
