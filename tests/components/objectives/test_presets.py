@@ -119,9 +119,7 @@ def share_of_top_entropy(law_and_label: Tensor) -> float:
 
 
 EXCESS = [student - float(reference) for student, reference in zip(student_nlls(), REFERENCE_NLL[IS_TARGET], strict=True)]
-GAIN = [
-    math.exp(-float(reference)) - math.exp(-base) for reference, base in zip(REFERENCE_NLL[IS_TARGET], base_nlls(), strict=True)
-]
+GAIN = [math.exp(-float(ours)) - math.exp(-base) for ours, base in zip(REFERENCE_NLL[IS_TARGET], base_nlls(), strict=True)]
 LITERAL: dict[str, Callable[[Tensor], Tensor]] = {
     "sft": masked([True] * len(TARGETS), distil=False),
     "sft_kl": lambda student: torch.stack([nll(student, t) + pull(student, t) for t in TARGETS]).sum(),

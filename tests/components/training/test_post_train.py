@@ -256,7 +256,7 @@ def test_processes_share_a_step_and_do_not_enlarge_it(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("score", ["student_nll", "probability_gain"])
 def test_an_online_teacher_distils_the_prompt_with_a_cache_that_has_none(tmp_path: Path, score: str) -> None:
-    """The cache serves the base's logprob of the labels alone; the same mask and the same pull as with the prompt in the cache."""
+    """The cache serves the base's logprob of the labels alone; mask and pull are those of a cache with the prompt."""
     mask: dict[str, Any] = {"score": score, "threshold_value": 0.1} if score == "probability_gain" else {}
     objective = replace(PRESETS["uncertainty_aware"], teacher="online", prompt_tokens="distil_only", **mask)
     curves = []
