@@ -7,7 +7,7 @@ from components.evaluation.report_figures import Curves
 from components.evaluation.report_verdict import decimals, find_difference, plain, signed
 
 SCOPES = {"in_domain": "In-domain", "ood": "OOD sets"}
-CURVE_COLUMNS = ("step", "nll", "selected_fraction", "masked_fraction", "distillation_kl", "threshold_nats", "loss", "grad_norm")
+CURVE_COLUMNS = ("step", "nll", "selected_fraction", "masked_fraction", "distillation_kl", "threshold", "loss", "grad_norm")
 
 
 def metric_columns(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

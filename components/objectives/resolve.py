@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from components.errors import ParamsError
-from components.objectives.objective import REFERENCE_SCORES, SCORES_NOT_IN_NATS, STATIC_SCORES, Objective
+from components.objectives.objective import NEVER_NEGATIVE_SCORES, REFERENCE_SCORES, SCORES_NOT_IN_NATS, STATIC_SCORES, Objective
 from components.objectives.presets import PRESETS
 from components.params import ObjectiveParams, Params, TeacherCacheParams, TokenScoresParams
 
@@ -31,7 +31,7 @@ def resolve(name: str, params: ObjectiveParams) -> Objective:
     given: dict[str, Any] = {knob: value for knob, value in params.model_dump(exclude={"preset"}).items() if value is not None}
     cell = _Cell(name, params.preset, given)
     if preset.select == "all":
-        cell.refuse(SELECTION_KNOBS, "it selects every target token")
+        cell.refuse((*SELECTION_KNOBS, "normalizer"), "it selects every target token")
     if "select" in given and given["select"] == "random":  # the preset's score and threshold belong to its own selection
         given = {"scope": "step_lagged", "threshold_nats": None, **given}
     objective = replace(preset, **_replacing_thresholds(preset, given))
@@ -46,13 +46,19 @@ def resolve_all(params: Params) -> dict[str, Objective]:
     for name, objective in objectives.items():
         _refuse_missing_scores(name, objective, params.token_scores)
         _refuse_cache(name, objective, params.teacher_cache)
+        if objective.warmup_steps >= params.training.num_steps:
+            raise ParamsError(
+                f"params.yaml: objective.{name}.warmup_steps {objective.warmup_steps}: the mask would never start, for "
+                f"training.num_steps is {params.training.num_steps}"
+            )
     return objectives
 
 
 def warnings_of(objective: Objective) -> list[str]:
     """What is allowed, computed and probably not wanted."""
     found = []
-    if objective.is_static and objective.distil_on == "none" and objective.select == "high":
+    is_static = objective.scores and objective.score in STATIC_SCORES
+    if is_static and objective.select == "high" and not objective.distils:
         found.append(
             "a static mask without distillation: the unselected tokens are never trained, so the most likely of them is driven "
             "to probability 0 (docs/objective.md). Set distil_on: rest, or a score of the student"
@@ -101,6 +107,9 @@ def _refuse_selection(cell: _Cell, objective: Objective) -> None:
             raise cell.fault(knob, f"keep and {knob} exclude each other; remove one")
     if not objective.scores:
         return
+    if objective.keep == 1 and objective.threshold is None:
+        raise cell.fault("keep", "1.0 selects every target token, and no score decides; use preset sft, or sft_kl")
+    _refuse_unreachable(cell, objective)
     if objective.threshold is not None:
         cell.refuse(("scope",), "an absolute threshold is the same for every step, micro-batch and sequence")
     if objective.threshold_nats is not None and objective.score in SCORES_NOT_IN_NATS:
@@ -120,11 +129,22 @@ def _refuse_selection(cell: _Cell, objective: Objective) -> None:
         )
 
 
+def _refuse_unreachable(cell: _Cell, objective: Objective) -> None:
+    """A threshold that no score can lie beyond, or that every score does, makes a mask that is none."""
+    threshold = objective.threshold
+    if threshold is None:
+        return
+    if objective.score in NEVER_NEGATIVE_SCORES and threshold < 0:
+        raise cell.fault("threshold_nats", f"{threshold:g} is below every {objective.score}, which is never negative")
+    if objective.score == "probability_gain" and not -1 < threshold < 1:
+        raise cell.fault("threshold_value", f"{threshold:g} is outside the gains of probability, which lie between -1 and 1")
+
+
 def _refuse_distillation(cell: _Cell, objective: Objective) -> None:
     if objective.distil_on == "none" and objective.prompt_tokens == "ignore":
         cell.refuse(DISTILLATION_KNOBS, "distil_on is none")
     if objective.largest_distil_weight == 0:
-        cell.refuse(("temperature", "divergence", "teacher", "prompt_tokens"), "distil_weight is 0")
+        raise cell.fault("distil_weight", "0 distils nothing, whatever distil_on says; set distil_on: none")
     if objective.distil_on == "rest" and objective.select == "all":
         raise cell.fault("distil_on", "'rest' is empty when every token is selected; use all")
     if objective.distils and objective.divergence != "forward_kl" and objective.teacher == "cache":

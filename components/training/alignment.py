@@ -1,6 +1,6 @@
 """The proof, before the first step, that cache and rows belong together: the base model's loss must be the cached one.
 
-Shapes: B rows, T positions, N predicted tokens of the batch, V vocabulary.
+Shapes: B rows, T positions, N target tokens of the batch, V vocabulary.
 """
 
 import torch
@@ -17,18 +17,17 @@ TOLERANCE_NATS = {"fp32": 0.005, "bf16": 0.2}
 
 
 @torch.no_grad()
-def prove_alignment(base: nn.Module, batch: dict[str, Tensor], precision: str, *, with_prompt: bool = False) -> None:
+def prove_alignment(base: nn.Module, batch: dict[str, Tensor], precision: str) -> None:
     """Refuse a cache whose label logprobs are not those of `base` on this batch; one more forward pass, without dropout."""
     device = next(base.parameters()).device
     names = ("input_ids", "attention_mask", "position_ids")
     inputs = {name: batch[name].to(device) for name in names if name in batch}
-    layout = layout_of(inputs, batch["labels"].to(device), with_prompt)
+    layout = layout_of(inputs, batch["labels"].to(device), with_prompt=False)
     was_training = base.training
     base.eval()
     logits_NV = predicted_logits(base, inputs, layout.predicts_BT)
     base.train(was_training)
-    cached_N = batch["teacher_label_logprob"].to(device)[layout.is_target_N]
-    gap_N = (label_nll(logits_NV[layout.is_target_N], layout.labels_N[layout.is_target_N]) + cached_N).abs()
+    gap_N = (label_nll(logits_NV, layout.labels_N) + batch["teacher_label_logprob"].to(device)).abs()
     gap = float(gap_N.mean()) if len(gap_N) else 0.0
     if not gap <= TOLERANCE_NATS[precision]:  # so that NaN is refused too
         raise CacheMismatchError(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from components.artifacts import fingerprint_row
 from components.data.batching import pack_rows, pad_rows
-from components.data.training_rows import TrainingRow as CacheRow
-from components.data.training_rows import count_targets
+from components.data.training_rows import TrainingRow, count_targets
 from components.teacher_cache.reader import TeacherCacheReader
 
 TEACHER_COLUMNS = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob")
@@ -49,7 +48,7 @@ class TeacherCollator:
         self.packing = packing
         self.with_prompt = with_prompt
 
-    def __call__(self, rows: Sequence[CacheRow]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
         batch = pack_rows(rows) if self.packing else pad_rows(rows, self.pad_token_id)
         names = [fingerprint_row(row.input_ids, row.is_target) for row in rows]
         if self.cache is not None:
@@ -61,17 +60,27 @@ class TeacherCollator:
             batch |= {f"{SCORE_PREFIX}{name}": torch.cat([record[name] for record in found]) for name in self.columns}
         return batch
 
-    def _teacher(self, cache: TeacherCacheReader, row: CacheRow, name: str) -> dict[str, Tensor]:
+    def _teacher(self, cache: TeacherCacheReader, row: TrainingRow, name: str) -> dict[str, Tensor]:
         """Columns of the row's predicted tokens: its targets, or all of them."""
-        return cache.read(name, len(row.input_ids) - 1) if self.with_prompt else cache.read_targets(name, row.is_target)
+        if not self.with_prompt:
+            return cache.read_targets(name, row.is_target)
+        if cache.holds_prompt:
+            return cache.read(name, len(row.input_ids) - 1)
+        # Only with an online teacher: the cache serves the base's logprob of the labels, and of a prompt token none is looked at.
+        record, is_target_N = cache.read_targets(name, row.is_target), torch.tensor(row.is_target[1:])
+        return {column: spread_targets(values, is_target_N) for column, values in record.items()}
 
-    def _scores(self, scores: ScoreSource, row: CacheRow, name: str) -> dict[str, Tensor]:
+    def _scores(self, scores: ScoreSource, row: TrainingRow, name: str) -> dict[str, Tensor]:
         """Scores are of targets; a prompt token that is only distilled has none, and 0 in its place is never looked at."""
         record = scores.read(name, count_targets(row))
         if not self.with_prompt:
             return dict(record)
         is_target_N = torch.tensor(row.is_target[1:])
-        spread = {column: torch.zeros(len(is_target_N)) for column in self.columns}
-        for column, values_N in spread.items():
-            values_N[is_target_N] = record[column].float()
-        return spread
+        return {column: spread_targets(record[column].float(), is_target_N) for column in self.columns}
+
+
+def spread_targets(values: Tensor, is_target_N: Tensor) -> Tensor:
+    """Values of target tokens among all predicted tokens, [N, ...]; 0 in the place of prompt tokens."""
+    spread = torch.zeros(len(is_target_N), *values.shape[1:], dtype=values.dtype)
+    spread[is_target_N] = values
+    return spread

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from components.objectives.fused_head import FusedLoss
 
-SUMS = ("loss", "nll", "selected_nll", "distillation_kl", "selected", "mle_weight", "distilled", "targets")
-MEANS = SUMS[:-1]
+SUMS = ("loss", "nll", "likelihood_loss", "distillation_kl", "selected", "mle_weight", "distilled", "targets")
 
 
 class StepMeters:
@@ -21,7 +20,7 @@ class StepMeters:
 
     def add(self, terms: FusedLoss, is_target_N: Tensor, threshold: float | None) -> None:
         is_selected_N = terms.mle_weight_N > 0
-        is_distilled_N = terms.distil_weight_N > 0
+        is_distilled_N = terms.distil_weight_N > 0  # prompt tokens among them, where the objective distils the prompt
         parts = (
             terms.loss_sum.detach(),
             terms.nll_N.sum(),
@@ -29,7 +28,7 @@ class StepMeters:
             terms.kl_N[is_distilled_N].sum(),
             is_selected_N.sum(),
             terms.mle_weight_N.sum(),
-            is_distilled_N.sum(),
+            (is_distilled_N & is_target_N).sum(),
             is_target_N.sum(),
         )
         new = torch.stack([part.double() for part in parts])
@@ -43,7 +42,9 @@ class StepMeters:
     def take(self, sums: Tensor) -> dict[str, float]:
         """Means per target token (losses in nats) of the sums of all ranks, and the threshold; starts anew.
 
-        `loss` is per selected token where the objective divides by those.
+        `likelihood_loss`: the weighted nll of selected tokens; `distillation_kl`: the divergence of distilled tokens, those of
+        the prompt included; both are divided by all target tokens, so that they add up to the loss. `threshold` is in the score's
+        own unit. `loss` is per selected token where the objective divides by those.
         """
         found = dict(zip(SUMS, sums.tolist(), strict=True))
         num_targets = max(1.0, found.pop("targets"))
@@ -51,10 +52,10 @@ class StepMeters:
         for share in ("selected", "distilled"):
             means[f"{share}_fraction"] = means.pop(share)
         means["masked_fraction"] = 1.0 - means["selected_fraction"]
-        if self._per_selected_token:
-            means["loss"] = found["loss"] / max(1.0, found["selected"])
+        if self._per_selected_token and found["selected"]:
+            means["loss"] = found["loss"] / found["selected"]
         if self._threshold is not None:
-            means["threshold_nats"] = self._threshold
+            means["threshold"] = self._threshold
         self._sums = None
         return means
 

@@ -95,9 +95,9 @@ class TokenObjectiveLoss:
         """To the model as it will be trained, while it still is the base: the online teacher is made from it here."""
         if self.objective.distils and self.objective.teacher == "online":
             self._online = OnlineTeacher(model, self._given_teacher)  # before the hook: a copy must not have it
-        if self.cache is not None and self.rows:
-            batch = TeacherCollator(0, self.cache, with_prompt=self.with_prompt)(spread_rows(self.rows, PROOF_ROWS))
-            prove_alignment(model, batch, self.cache.manifest.identity.precision, with_prompt=self.with_prompt)
+        if self.cache is not None:
+            batch = TeacherCollator(0, self.cache)(spread_rows(self.rows, PROOF_ROWS))
+            prove_alignment(model, batch, self.cache.manifest.identity.precision)
         self.watch.attach(model)
 
     def collator(self, pad_token_id: int, *, packing: bool = False) -> Callable[[Sequence[Any]], dict[str, Tensor]]:

@@ -28,7 +28,7 @@ class ScoreThreshold:
         self._objective = objective
         self._pending: list[Tensor] = []
         self.value: float | None = objective.threshold
-        if objective.needs_threshold and initial_scores_N is not None and len(initial_scores_N):
+        if objective.needs_threshold and not self.is_local and initial_scores_N is not None and len(initial_scores_N):
             self.value = quantile_threshold(initial_scores_N, objective.keep, objective.select)
 
     @property

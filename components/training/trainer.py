@@ -134,7 +134,9 @@ class ObjectiveTrainer(ShardedTrainer):
         selected = torch.as_tensor(self._selected_in_step, dtype=torch.float64, device=self.args.device)
         if self.accelerator.num_processes > 1:
             selected = self.accelerator.reduce(selected.clone(), reduction="sum")
-        factor = float(torch.as_tensor(self._targets_in_step).double()) / max(1.0, float(selected))
+        if not float(selected):
+            return  # nothing is learned in this step; what is distilled stays divided by its target tokens
+        factor = float(torch.as_tensor(self._targets_in_step).double()) / float(selected)
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

@@ -13,8 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from components.artifacts import fingerprint_row
-from components.data.training_rows import TrainingRow as CacheRow
-from components.data.training_rows import count_targets
+from components.data.training_rows import TrainingRow, count_targets
 from components.errors import CacheMismatchError, ParamsError
 from components.objectives.objective import STATIC_SCORES, Objective
 from components.objectives.weights import static_scores
@@ -29,7 +28,7 @@ from components.training.trainer import ObjectiveTrainer
 
 def build_trainer(
     student: Any,
-    rows: Sequence[CacheRow],
+    rows: Sequence[TrainingRow],
     cache: TeacherCacheReader | None,
     objective: Objective,
     params: TrainingParams,
@@ -94,7 +93,7 @@ def refuse_missing_inputs(
 
 
 def initial_scores(
-    objective: Objective, rows: Sequence[CacheRow], cache: TeacherCacheReader | None, scores: ScoreSource | None
+    objective: Objective, rows: Sequence[TrainingRow], cache: TeacherCacheReader | None, scores: ScoreSource | None
 ) -> torch.Tensor | None:
     """Scores of all training targets before the first step, [N]; None where there is no choice, or none is known yet.
 
@@ -117,7 +116,7 @@ def initial_scores(
 
 
 def _known_columns(
-    objective: Objective, name: str, row: CacheRow, cache: TeacherCacheReader | None, scores: ScoreSource | None
+    objective: Objective, name: str, row: TrainingRow, cache: TeacherCacheReader | None, scores: ScoreSource | None
 ) -> dict[str, torch.Tensor]:
     """Base logprob and entropy of a row's targets, and the columns that the score is made of."""
     found: dict[str, torch.Tensor] = {}

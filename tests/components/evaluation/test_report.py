@@ -118,7 +118,7 @@ def curve(preset: str, seed: int, num_lines: int = 40) -> list[dict[str, float]]
             "masked_fraction": 1 - selected,
         }
         line |= {"distillation_kl": 0.2 * (1 - math.exp(-step / 80)), "grad_norm": 1 + rng.random(), "learning_rate": 1e-3}
-        lines.append(line | ({"threshold_nats": nll * 0.8} if masks else {}))
+        lines.append(line | ({"threshold": nll * 0.8} if masks else {}))
     return lines
 
 
@@ -425,7 +425,7 @@ def test_labels_of_crowded_points_do_not_overlap() -> None:
 def test_a_mean_curve_averages_the_runs_that_logged_the_step() -> None:
     runs = [[{"step": 10, "nll": 1.0}, {"step": 20, "nll": 2.0}], [{"step": 10, "nll": 3.0}, {"step": 20, "nll": math.nan}]]
     assert mean_curve(runs, "nll") == [(10, 2.0), (20, 2.0)]
-    assert mean_curve(runs, "threshold_nats") == []
+    assert mean_curve(runs, "threshold") == []
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_mean() -> None:
@@ -443,8 +443,8 @@ def test_the_tables_hold_every_model_and_every_log_line(comparison: dict[str, An
     lines = list(csv.DictReader((report / "curves.csv").read_text().splitlines()))
     assert len(lines) == 4 * 3 * 40
     assert list(lines[0])[:4] == ["method", "seed", "step", "nll"]
-    assert {row["threshold_nats"] == "" for row in lines if row["method"] == "sft"} == {True}
-    assert {row["threshold_nats"] == "" for row in lines if row["method"] == "uncertainty_aware"} == {False}
+    assert {row["threshold"] == "" for row in lines if row["method"] == "sft"} == {True}
+    assert {row["threshold"] == "" for row in lines if row["method"] == "uncertainty_aware"} == {False}
 
 
 def test_metrics_are_the_rounded_means(comparison: dict[str, Any], report: Path) -> None:

@@ -16,8 +16,13 @@ from components.params import ObjectiveParams
 from components.teacher_cache.capture import capture_tokens
 from components.uncertainty.selection import quantile_threshold
 
-N, V, K = 14, 31, 6
+N, V, K = 17, 31, 6
+NUM_PROMPT = 3
+"""The first tokens are a prompt's: no preset learns them, one distils them."""
 LABELS = torch.arange(N) * 2 % V
+IS_TARGET = torch.arange(N) >= NUM_PROMPT
+TARGETS = range(NUM_PROMPT, N)
+MARKED = torch.where(IS_TARGET, LABELS, -100)
 
 
 def logits(seed: int) -> Tensor:
@@ -37,7 +42,7 @@ def teacher() -> TeacherTargets:
 
 def facts() -> TokenFacts:
     return TokenFacts(
-        is_target_N=torch.ones(N, dtype=torch.bool),
+        is_target_N=IS_TARGET,
         row_N=torch.zeros(N, dtype=torch.long),
         teacher_logprob_N=teacher().label_logprob_N,
         class_N=(torch.arange(N) % 5).to(torch.int8),
@@ -70,17 +75,21 @@ def top_half(values: list[float]) -> list[bool]:
 
 
 def student_nlls() -> list[float]:
-    return [float(nll(STUDENT, token)) for token in range(N)]
+    return [float(nll(STUDENT, token)) for token in TARGETS]
 
 
 def base_nlls() -> list[float]:
-    return [float(nll(BASE, token)) for token in range(N)]
+    return [float(nll(BASE, token)) for token in TARGETS]
 
 
-def masked(is_selected: list[bool], *, distil: bool) -> Callable[[Tensor], Tensor]:
+def masked(is_selected: list[bool], *, distil: bool, prompt: bool = False) -> Callable[[Tensor], Tensor]:
+    """`is_selected`: of each target token."""
+
     def loss(student: Tensor) -> Tensor:
-        learned = [nll(student, token) for token in range(N) if is_selected[token]]
-        pulled = [pull(student, token) for token in range(N) if distil and not is_selected[token]]
+        pairs = list(zip(TARGETS, is_selected, strict=True))
+        learned = [nll(student, token) for token, selected in pairs if selected]
+        pulled = [pull(student, token) for token, selected in pairs if distil and not selected]
+        pulled += [pull(student, token) for token in range(NUM_PROMPT) if prompt]
         return torch.stack([*learned, *pulled]).sum()
 
     return loss
@@ -92,7 +101,7 @@ def weighted(weight: Callable[[Tensor], float]) -> Callable[[Tensor], Tensor]:
     def loss(student: Tensor) -> Tensor:
         laws = student.detach().double().softmax(1)
         terms = []
-        for token in range(N):
+        for token in TARGETS:
             law_and_label = torch.cat([laws[token], laws[token][LABELS[token]][None]])
             terms.append(weight(law_and_label) * nll(student, token))
         return torch.stack(terms).sum()
@@ -109,18 +118,18 @@ def share_of_top_entropy(law_and_label: Tensor) -> float:
     return -sum(p / sum(top) * math.log(p / sum(top)) for p in top) / math.log(20)
 
 
-EXCESS = [student - float(reference) for student, reference in zip(student_nlls(), REFERENCE_NLL, strict=True)]
-GAIN = [math.exp(-float(reference)) - math.exp(-base) for reference, base in zip(REFERENCE_NLL, base_nlls(), strict=True)]
+EXCESS = [student - float(reference) for student, reference in zip(student_nlls(), REFERENCE_NLL[IS_TARGET], strict=True)]
+GAIN = [math.exp(-float(ours)) - math.exp(-base) for ours, base in zip(REFERENCE_NLL[IS_TARGET], base_nlls(), strict=True)]
 LITERAL: dict[str, Callable[[Tensor], Tensor]] = {
-    "sft": masked([True] * N, distil=False),
-    "sft_kl": lambda student: torch.stack([nll(student, t) + pull(student, t) for t in range(N)]).sum(),
+    "sft": masked([True] * len(TARGETS), distil=False),
+    "sft_kl": lambda student: torch.stack([nll(student, t) + pull(student, t) for t in TARGETS]).sum(),
     "masked_mle": masked(top_half(student_nlls()), distil=False),
     "uncertainty_aware": masked(top_half(student_nlls()), distil=True),
     "uncertainty_aware_static": masked(top_half(base_nlls()), distil=True),
     "excess_aware": masked(top_half(EXCESS), distil=True),
-    "gain_aware": masked([gain >= 0.1 for gain in GAIN], distil=True),
+    "gain_aware": masked([gain >= 0.1 for gain in GAIN], distil=True, prompt=True),
     "stm": masked([math.exp(value) <= 2.5 for value in base_nlls()], distil=False),
-    "random_mask": masked([bool(value < 0.5) for value in RANDOM], distil=False),
+    "random_mask": masked([bool(value < 0.5) for value in RANDOM[IS_TARGET]], distil=False),
     "dft": weighted(own_probability),
     "eaft": weighted(share_of_top_entropy),
 }
@@ -137,7 +146,7 @@ def threshold_of(objective: Objective) -> float | None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_equals_the_literal_reference_of_its_source_in_value_and_gradient(name: str) -> None:
     objective, student = PRESETS[name], STUDENT.clone().requires_grad_()
-    terms = token_terms(objective, student, LABELS, teacher(), facts(), threshold_of(objective))
+    terms = token_terms(objective, student, MARKED, teacher(), facts(), threshold_of(objective))
     expected = LITERAL[name](student)
     torch.testing.assert_close(terms.loss_sum.double(), expected, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(value, student)[0] for value in (terms.loss_sum, expected)]
@@ -147,8 +156,14 @@ def test_a_preset_equals_the_literal_reference_of_its_source_in_value_and_gradie
 def test_the_masks_of_the_references_are_neither_empty_nor_full() -> None:
     """Otherwise the comparison above could not fail."""
     for name in ("masked_mle", "uncertainty_aware_static", "excess_aware", "gain_aware", "stm", "random_mask"):
-        terms = token_terms(PRESETS[name], STUDENT, LABELS, teacher(), facts(), threshold_of(PRESETS[name]))
-        assert 0 < int((terms.mle_weight_N > 0).sum()) < N, name
+        terms = token_terms(PRESETS[name], STUDENT, MARKED, teacher(), facts(), threshold_of(PRESETS[name]))
+        assert 0 < int((terms.mle_weight_N > 0).sum()) < len(TARGETS), name
+
+
+def test_a_threshold_that_no_token_moves_is_one_of_the_whole_dataset() -> None:
+    static = {name for name, preset in PRESETS.items() if preset.is_static}
+    assert static == {"uncertainty_aware_static", "stm", "gain_aware"}
+    assert PRESETS["uncertainty_aware_static"].scope == "dataset"
 
 
 def test_every_preset_of_the_schema_exists_and_every_existing_one_is_in_the_schema() -> None:

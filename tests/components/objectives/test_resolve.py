@@ -44,8 +44,12 @@ def test_a_fraction_to_keep_replaces_the_preset_s_absolute_threshold() -> None:
         ("sft", {"divergence": "jsd"}, "divergence"),
         ("sft", {"teacher": "online"}, "teacher"),
         ("masked_mle", {"temperature": 2.0}, "temperature"),
-        ("uncertainty_aware", {"distil_weight": 0.0, "temperature": 2.0}, "temperature"),
-        ("uncertainty_aware", {"distil_weight": 0.0, "prompt_tokens": "distil_only"}, "prompt_tokens"),
+        ("uncertainty_aware", {"distil_weight": 0.0}, "distil_weight: 0 distils nothing"),
+        ("sft_kl", {"distil_weight": 0.0, "distil_on": "all"}, "distil_weight: 0 distils nothing"),
+        ("gain_aware", {"distil_weight": 0.0}, "distil_weight: 0 distils nothing"),
+        ("sft", {"normalizer": "selected_tokens"}, "normalizer"),
+        ("dft", {"normalizer": "selected_tokens"}, "normalizer"),
+        ("uncertainty_aware", {"keep": 1.0, "warmup_steps": 10}, "keep: 1.0 selects every target token"),
         ("random_mask", {"score": "entropy"}, "score"),
         ("random_mask", {"scope": "micro_batch"}, "scope"),
         ("random_mask", {"warmup_steps": 3}, "warmup_steps"),
@@ -70,6 +74,10 @@ def test_a_knob_without_effect_is_refused_by_name(preset: str, knobs: dict[str, 
         ("uncertainty_aware", {"column": "mine"}, r"column: score: column and the column's name go together"),
         ("uncertainty_aware", {"score": "probability_gain", "threshold_nats": 0.1}, r"threshold_nats: .*not in nats"),
         ("uncertainty_aware", {"threshold_value": 0.1}, r"threshold_value: score student_nll is in nats"),
+        ("stm", {"threshold_nats": -1.0}, r"threshold_nats: -1 is below every teacher_nll"),
+        ("uncertainty_aware", {"threshold_nats": -0.5}, r"threshold_nats: -0.5 is below every student_nll"),
+        ("gain_aware", {"threshold_value": 2.0}, r"threshold_value: 2 is outside the gains"),
+        ("gain_aware", {"threshold_value": -1.0}, r"threshold_value: -1 is outside the gains"),
         ("masked_mle", {"score": "entropy", "token_weight": "entropy"}, r"token_weight: 'entropy' weighs by another entropy"),
     ],
 )
@@ -110,6 +118,7 @@ def whole(cell: dict[str, Any], **sections: Any) -> Params:
         ),
         ({"preset": "masked_mle", "score": "column", "column": "mine"}, {}, "needs column 'mine'"),
         ({"preset": "sft_kl", "temperature": 3.0}, {}, "a cache holds one temperature"),
+        ({"preset": "masked_mle", "warmup_steps": 300}, {}, "the mask would never start"),
         (
             {"preset": "sft_kl", "prompt_tokens": "distil_only"},
             {"teacher_cache": {"positions": "targets"}},
@@ -127,7 +136,6 @@ def test_what_another_section_does_not_give_is_refused_before_any_stage(
 def test_only_a_moving_quantile_needs_a_threshold() -> None:
     assert given("uncertainty_aware").needs_threshold
     assert not given("uncertainty_aware", threshold_nats=1.0).needs_threshold
-    assert not given("uncertainty_aware", keep=1.0).needs_threshold
     assert not given("random_mask").needs_threshold and not given("sft").needs_threshold
 
 
@@ -140,7 +148,9 @@ def test_teacher_is_needed_for_distillation_and_for_scores_of_its_own() -> None:
 
 def test_a_static_mask_without_distillation_warns_and_with_distillation_does_not() -> None:
     assert "static mask without distillation" in warnings_of(given("masked_mle", score="teacher_nll", scope="dataset"))[0]
+    assert "static mask without distillation" in warnings_of(given("masked_mle", score="teacher_nll"))[0], "whatever its scope"
     assert not warnings_of(given("uncertainty_aware_static")) and not warnings_of(given("sft"))
+    assert not warnings_of(given("excess_aware", distil_on="none")), "the student's own loss moves"
     assert "pins unlearned tokens" in warnings_of(given("masked_mle", threshold_nats=1.0))[0]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError, CacheMismatchError
-from components.teacher_cache.format import MANIFEST, CacheManifest, check_identity, read_manifest
+from components.teacher_cache.format import MANIFEST, SCHEMA_VERSION, CacheManifest, check_identity, read_manifest
 from tests.conftest import build_identity
 
 OTHER = {
@@ -18,6 +18,7 @@ OTHER = {
     "num_entries": 9,
     "temperature": 2.0,
     "precision": "bf16",
+    "positions": "all",
 }
 
 
@@ -77,5 +78,5 @@ def test_a_missing_manifest_and_another_schema_version_say_so(tmp_path: Path) ->
     raw = json.loads((tmp_path / MANIFEST).read_text())
     raw["identity"]["schema_version"] = 1
     (tmp_path / MANIFEST).write_text(json.dumps(raw))
-    with pytest.raises(ArtifactError, match=r"schema version 1, this Ballast reads 2.*dvc repro"):
+    with pytest.raises(ArtifactError, match=rf"schema version 1, this Ballast reads {SCHEMA_VERSION}.*dvc repro"):
         read_manifest(tmp_path)

@@ -48,8 +48,9 @@ def test_a_row_that_was_never_captured_is_refused_with_both_fingerprints_and_the
 
 
 def test_a_row_with_another_number_of_targets_is_refused(cache: TeacherCacheReader) -> None:
-    with pytest.raises(CacheMismatchError, match="targets"):
-        cache.read(ROWS[0].fingerprint, count_targets(ROWS[0]) + 1)
+    wrong = count_targets(ROWS[0]) + 1
+    with pytest.raises(CacheMismatchError, match=rf"{ROWS[0].fingerprint} \({wrong} tokens\)"):
+        cache.read(ROWS[0].fingerprint, wrong)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def assert_same(one: Recorded, other: Recorded, *, has_one_threshold: bool = Tru
             )
     for before, after in zip(one.curve, other.curve, strict=True):
         assert before.keys() == after.keys()
-        for name in before.keys() - (set() if has_one_threshold else {"threshold_nats"}):
+        for name in before.keys() - (set() if has_one_threshold else {"threshold"}):
             assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-5), (name, before["step"])
     if has_one_threshold:
         assert other.thresholds == [None if value is None else pytest.approx(value, rel=1e-4) for value in one.thresholds]

@@ -23,7 +23,7 @@ from components.training import callbacks
 from components.training.checkpoints import latest_checkpoint
 from components.training.trainer_setup import accumulation_steps, training_arguments
 from tests.components.training.conftest import CPU, ROWS, Recorded, leave, post_train, reopen, settings, watching
-from tests.conftest import build_cache, build_model, end_of_child, start_child
+from tests.conftest import build_cache, build_identity, build_model, end_of_child, start_child
 
 LENGTH: dict[str, Any] = {"num_steps": 11, "save_every_steps": 3, "log_every_steps": 4, "micro_batch_size": 4}
 """Kills fall between log lines and in the middle of a pass over the data."""
@@ -252,3 +252,31 @@ def test_processes_share_a_step_and_do_not_enlarge_it(monkeypatch: pytest.Monkey
     assert training_arguments(settings(micro_batch_size=2), 0, CPU, tmp_path).gradient_accumulation_steps == 4
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
     assert training_arguments(settings(), 0, CPU, tmp_path)._n_gpu == 1, "one process uses one of the GPUs that it sees"
+
+
+@pytest.mark.parametrize("score", ["student_nll", "probability_gain"])
+def test_an_online_teacher_distils_the_prompt_with_a_cache_that_has_none(tmp_path: Path, score: str) -> None:
+    """The cache serves the base's logprob of the labels alone; mask and pull are those of a cache with the prompt."""
+    mask: dict[str, Any] = {"score": score, "threshold_value": 0.1} if score == "probability_gain" else {}
+    objective = replace(PRESETS["uncertainty_aware"], teacher="online", prompt_tokens="distil_only", **mask)
+    curves = []
+    for positions in ("targets", "all"):
+        build_cache(tmp_path / positions, build_model(), ROWS, positions=positions)
+        held = TeacherCacheReader(tmp_path / positions / "cache", build_identity(positions=positions))
+        curves.append(post_train(tmp_path / positions / "work", objective, held).curve)
+    for one, other in zip(*curves, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4) and one["distillation_kl"] >= 0
+        assert one["selected_fraction"] == pytest.approx(other["selected_fraction"])
+
+
+def test_per_selected_token_a_step_that_selects_nothing_is_no_larger_than_any_other(
+    tmp_path: Path, cache: TeacherCacheReader
+) -> None:
+    objective = replace(PRESETS["uncertainty_aware"], threshold_nats=1e9, distil_weight=0.5)
+    runs = [
+        post_train(tmp_path / normalizer, replace(objective, normalizer=normalizer), cache).curve  # type: ignore[arg-type]
+        for normalizer in ("target_tokens", "selected_tokens")
+    ]
+    for plain, per_selected in zip(*runs, strict=True):
+        assert per_selected["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
+        assert per_selected["loss"] == pytest.approx(plain["loss"], rel=1e-5)

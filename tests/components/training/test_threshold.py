@@ -120,3 +120,10 @@ def test_a_dataset_threshold_is_the_quantile_of_all_targets_and_never_moves() ->
     threshold = ScoreThreshold(PRESETS["uncertainty_aware_static"], STEPS[0])
     assert not threshold.is_lagged and not threshold.is_local
     assert advanced(threshold, [STEPS[1]]) == threshold.current() == quantile_threshold(STEPS[0], 0.5, "high")
+
+
+def test_where_each_row_has_its_own_there_is_no_number_to_log() -> None:
+    threshold = ScoreThreshold(replace(LAGGED, scope="sequence"), STEPS[0])
+    assert threshold.value is None
+    threshold.local(STEPS[1], facts_of(40, num_rows=2))
+    assert threshold.value is None

@@ -189,9 +189,9 @@ def test_a_student_equal_to_its_teacher_is_not_moved_by_distillation(tmp_path: P
 def test_the_curves_are_means_over_targets_and_add_up(tmp_path: Path, cache: TeacherCacheReader) -> None:
     objective = replace(LIVE_PRESETS["uncertainty_aware"], distil_weight=0.3)
     for line in record(tmp_path, objective, cache, num_steps=6, log_every_steps=4).curve:
-        assert line["loss"] == pytest.approx(line["selected_nll"] + 0.3 * line["distillation_kl"], rel=1e-6)
+        assert line["loss"] == pytest.approx(line["likelihood_loss"] + 0.3 * line["distillation_kl"], rel=1e-6)
         assert line["masked_fraction"] == pytest.approx(1 - line["selected_fraction"])
-        assert line["selected_nll"] <= line["nll"] and "threshold_nats" in line
+        assert line["likelihood_loss"] <= line["nll"] and "threshold" in line
 
 
 def test_the_last_step_is_always_logged_and_epochs_count_passes_over_the_data(tmp_path: Path, cache: TeacherCacheReader) -> None:
@@ -216,7 +216,7 @@ def test_warmup_selects_everything_and_then_the_threshold_is_that_of_the_student
     fractions = [line["selected_fraction"] for line in run.curve]
     assert fractions[:10] == [1.0] * 10
     assert all(0.2 < fraction < 0.8 for fraction in fractions[10:]), fractions
-    assert run.curve[9]["threshold_nats"] < run.curve[0]["threshold_nats"]
+    assert run.curve[9]["threshold"] < run.curve[0]["threshold"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_row(tmp_path: Path, cache: TeacherCacheReader) -> None:
