@@ -40,7 +40,8 @@ LOGGER = logging.getLogger(__name__)
 class PostTrainingResult:
     """The trained model (LoRA already merged), its curve (one dict per log line) and where it resumed, if it did.
 
-    With early stopping: the step whose weights these are, and (step, validation nll) of every look. `probe`: its record.
+    With early stopping: the step whose weights these are, and (step, validation nll) of every look. `probe`: its record, and
+    these two with it.
     """
 
     model: "PreTrainedModel"
@@ -101,8 +102,8 @@ def post_train_model(
         batch = proof(spread_rows(rows, params.micro_batch_size))
         prove_alignment(student, batch, cache.manifest.identity.precision, with_prompt=with_prompt)
     probe = None if make_probe is None else make_probe(trainer)
-    stopper = early_stopping(params, validation, pad_token_id, work)
-    for name, observer in (("probe", probe), ("early_stopping", stopper)):
+    stopper = early_stopping(params, validation, pad_token_id, work, sink)
+    for name, observer in (("early_stopping", stopper), ("probe", probe)):  # the probe must know which step is the last
         if observer is not None:
             trainer.add_observer(name, observer)
     with StopSignalCallback() as stop:
@@ -112,29 +113,53 @@ def post_train_model(
         if checkpoint is not None:
             restore_objective(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.is_stopped and trainer.state.global_step < params.num_steps:
+        is_over = trainer.state.global_step >= params.num_steps or (stopper is not None and stopper.is_over)
+        if stop.is_stopped and not is_over:
             raise InterruptedStageError(
                 f"stopped at step {trainer.state.global_step} of {params.num_steps}; a checkpoint is kept, "
                 "the same command goes on from it"
             )
-    best_step = None if stopper is None else stopper.restore_best(student)
+    best_step = None if stopper is None else restore_best(student, trainer, stopper, probe, sink)
     return PostTrainingResult(
         model=merge_adapter(student) if params.lora.enabled else model,
         curve=training_curve(trainer),
         resumed_at_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         best_step=best_step,
         validation_looks=() if stopper is None else tuple(stopper.looks),
-        probe=None if probe is None else probe.record(),
+        probe=None if probe is None else probe_record(probe, stopper, best_step),
     )
 
 
 def early_stopping(
-    params: TrainingParams, validation: Sequence[ScoredRow], pad_token_id: int, work: Path
+    params: TrainingParams, validation: Sequence[ScoredRow], pad_token_id: int, work: Path, sink: MetricSink
 ) -> EarlyStopping | None:
     """None unless it is switched on."""
     if not params.early_stopping.enabled:
         return None
-    return EarlyStopping(params.early_stopping, validation, pad_token_id=pad_token_id, folder=work / "best")
+    return EarlyStopping(params.early_stopping, validation, pad_token_id=pad_token_id, folder=work / "best", sink=sink)
+
+
+def restore_best(
+    student: Any, trainer: ObjectiveTrainer, stopper: EarlyStopping, probe: TrainingProbe | None, sink: MetricSink
+) -> int:
+    """Put the best look's weights into the student, look at what is returned, say which step it is."""
+    state = trainer.state
+    best_step = stopper.restore_best(student)
+    step = best_step or state.global_step  # no look was better than none: the last weights stay
+    if state.is_world_process_zero:
+        sink(state.global_step, {"early_stopping/best_step": float(step)})
+    if probe is not None:
+        epoch = (state.epoch or 0.0) * step / max(1, state.global_step)  # passes over the data go with the steps
+        probe.look_at_returned(
+            student, step=step, epoch=epoch, num_steps=state.max_steps, is_recorder=state.is_world_process_zero
+        )
+    return best_step
+
+
+def probe_record(probe: TrainingProbe, stopper: EarlyStopping | None, best_step: int | None) -> dict[str, Any]:
+    """With the looks of early stopping; without it `best_step` is None and there are none."""
+    looks = [] if stopper is None else [{"step": step, "nll": nll} for step, nll in stopper.looks]
+    return {**probe.record(), "best_step": best_step, "validation_looks": looks}
 
 
 def training_curve(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
