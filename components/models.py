@@ -206,3 +206,36 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: a fast tokenizer (tokenizer.json) is needed, to know which characters a token covers")
     return tokenizer
+
+
+USE_ANOTHER = "it cannot score these rows. Set token_scores.reference_path to a model that was tuned from the same base"
+
+
+def load_reference_model(
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    longest: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> "PreTrainedModel":
+    """A reference of the user's, which must read the same tokens as the data and rows of `longest` tokens."""
+    _refuse_other_tokens(folder, tokenizer)
+    model = load_model(folder, dtype, device)
+    config: Any = model.config
+    if config.vocab_size < len(tokenizer):
+        raise ModelError(f"{folder} has a vocabulary of {config.vocab_size}, the data one of {len(tokenizer)}: {USE_ANOTHER}")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ModelError(f"{folder} reads {positions} positions, the longest row has {longest}: {USE_ANOTHER}")
+    return model
+
+
+def _refuse_other_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """The same id must be the same token for both. The model may have more rows than tokens (padded embeddings)."""
+    theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    if theirs != ours:
+        other = min((token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)), key=str)
+        raise ModelError(
+            f"{folder} has another tokenizer than the data: {other!r} is token {theirs.get(other)} there and {ours.get(other)} "
+            f"here; {USE_ANOTHER}"
+        )

@@ -198,6 +198,14 @@ class ProbeParams(Section):
     every_steps: Count = 50
     num_rows: Count = 48
     num_examples: Annotated[int, Field(ge=0)] = 3
+    num_dropout_members: Annotated[int, Field(ge=0)] = 4
+    """Monte Carlo members whose disagreement each look records, where the model has dropout modules that drop; 0: none."""
+
+    @model_validator(mode="after")
+    def _members_can_disagree(self) -> Self:
+        if self.num_dropout_members == 1:
+            raise ValueError("num_dropout_members 1: one member disagrees with nobody; give 0 (none) or 2 and more")
+        return self
 
 
 class TrainingParams(Section):

@@ -3,23 +3,29 @@
     python -m flows.evaluate_ood base
     python -m flows.evaluate_ood uncertainty_aware 0
 
-Takes the model, the base beside it (for drift), the prepared data and the OOD sets. Leaves
-artifacts/evaluations/<model>.json with results per item.
+Takes the model, the base beside it (for drift), the prepared data, the OOD sets and (token_scores.reference: local) a reference
+to tell uncertainty from. Leaves artifacts/evaluations/<model>.json with results per item.
 """
 
 from typing import Any
 
 from components.artifacts import EVALUATIONS, MODELS, read_json, write_json
-from components.params import ComputeParams, DataParams, EvaluationParams
+from components.params import ComputeParams, DataParams, EvaluationParams, TokenScoresParams
 from flows.stage_runner import main
 
 
 def evaluate_ood(
-    preset: str, seed: int = -1, *, data: DataParams, evaluation: EvaluationParams, compute: ComputeParams
+    preset: str,
+    seed: int = -1,
+    *,
+    data: DataParams,
+    token_scores: TokenScoresParams,
+    evaluation: EvaluationParams,
+    compute: ComputeParams,
 ) -> dict[str, Any]:
     from components.evaluation.comparison import model_metrics
     from components.evaluation.evaluate import evaluate_sets
-    from components.evaluation.held_out_sets import read_sets
+    from components.evaluation.held_out_sets import load_reference, read_sets
     from components.models import load_base_model, load_model, load_prepared_tokenizer, select_device, weights_fingerprint
     from components.tracking import log_evaluation
 
@@ -28,13 +34,15 @@ def evaluate_ood(
     device = select_device(compute)
     base = load_base_model(device=device)
     model = base if is_base else load_model(MODELS / name, device=device)
-    sets = read_sets(data, load_prepared_tokenizer(), evaluation.max_items_per_set)
+    tokenizer = load_prepared_tokenizer()
+    sets = read_sets(data, tokenizer, evaluation.max_items_per_set)
+    reference = load_reference(token_scores, tokenizer, sets, device)
     result = {
         "model": name,
         "preset": preset,
         "seed": None if is_base else seed,
         "model_fingerprint": weights_fingerprint(None if is_base else MODELS / name),
-        "sets": evaluate_sets(model, base, sets, evaluation),
+        "sets": evaluate_sets(model, base, sets, evaluation, reference),
     }
     write_json(EVALUATIONS / f"{name}.json", result)
     metrics = {key: value for key, value in model_metrics(result).items() if value is not None}

@@ -37,12 +37,12 @@ def post_train(
     from components.objectives.resolve import resolve
     from components.tracking import record_training
     from components.training.inputs import load_inputs
-    from components.training.train_cell import run_fingerprint, train_cell
+    from components.training.train_cell import resume_key, run_fingerprint, train_cell
 
     name, device = f"{preset}-{seed}", select_device(compute)
     resolved, inputs = resolve(preset, objective), load_inputs(teacher_cache, token_scores, training)
-    fingerprint = run_fingerprint(resolved, training, inputs, seed, probe)
-    work = WORK / "post_train" / f"{name}-{fingerprint[:16]}"
+    fingerprint = run_fingerprint(resolved, training, inputs, seed)
+    work = WORK / "post_train" / f"{name}-{resume_key(fingerprint, inputs, probe)[:16]}"
     with record_training(preset, seed, fingerprint, {"objective": vars(resolved), "training": training.model_dump()}) as recorder:
         result = train_cell(
             load_base_model(), inputs, resolved, training, probe, recorder.log, name=preset, seed=seed, device=device, work=work

@@ -1,5 +1,6 @@
 """Which sets a model is evaluated on: validation and in-domain test splits, and one OOD set per file."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,12 @@ from components.data.tokenized import read_split
 from components.evaluation.comparison import OOD_PREFIX
 from components.evaluation.items import EvaluationItem, item_of_row
 from components.evaluation.tasks import read_ood_set
-from components.params import DataParams
+from components.models import load_reference_model
+from components.params import DataParams, TokenScoresParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def ood_path(data: DataParams) -> Path:
@@ -29,6 +32,19 @@ def read_sets(data: DataParams, tokenizer: "PreTrainedTokenizerBase", max_items:
     for name, file in name_ood_files(ood_path(data)).items():
         sets[OOD_PREFIX + name] = read_ood_set(file, tokenizer, data.max_length, max_items)
     return sets
+
+
+def load_reference(
+    params: TokenScoresParams,
+    tokenizer: "PreTrainedTokenizerBase",
+    sets: Mapping[str, Sequence[EvaluationItem]],
+    device: "torch.device",
+) -> "PreTrainedModel | None":
+    """The user's own reference; None where there is none. Cross-fitted members have scored the training rows and are gone."""
+    if params.reference != "local":
+        return None
+    longest = max((len(item.rows[item.gold].input_ids) for items in sets.values() for item in items), default=0)
+    return load_reference_model(ROOT / params.reference_path, tokenizer, longest, device=device)
 
 
 def name_ood_files(root: Path) -> dict[str, Path]:

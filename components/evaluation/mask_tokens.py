@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from components.data.tokenized import FlatRows
+from components.errors import DataError
 from components.teacher_cache.sidecar import Floats, predicted_targets, read_sidecar
 from components.uncertainty.token_classes import CLASSES, classify_targets, classify_vocabulary
 
@@ -47,8 +48,14 @@ class TokenTable:
 
 def read_tokens(rows: FlatRows, cache: Path, tokenizer: "PreTrainedTokenizerBase") -> TokenTable:
     """All target tokens with the base's view of them, from the cache's sidecar alone."""
-    sidecar = read_sidecar(cache, rows, ("label_logprob", "entropy"))
     is_target_T = predicted_targets(rows)
+    if not is_target_T.any():
+        raise DataError(
+            f"none of the {len(rows.fingerprints)} training rows has a target token, so there is nothing for a mask to keep. "
+            "Give rows with answers (data.path), or raise data.max_length where it cuts them off, in params.yaml, and run: "
+            "dvc repro explore_mask"
+        )
+    sidecar = read_sidecar(cache, rows, ("label_logprob", "entropy"))
     return TokenTable(
         scores={"teacher_nll": -sidecar["label_logprob"], "entropy": sidecar["entropy"]},
         mass_N=gradient_mass(sidecar["label_logprob"]),

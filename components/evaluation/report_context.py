@@ -8,6 +8,9 @@ from components.objectives.objective import Objective
 from components.objectives.resolve import resolve
 from components.params import ObjectiveParams
 
+SCOPES = {"step_lagged": "", "micro_batch": " of each micro-batch", "sequence": " of each row", "dataset": " of all tokens"}
+"""Whose share is kept; by default that of the steps so far."""
+
 
 def describe_run(objectives: dict[str, ObjectiveParams], counts: dict[str, Any]) -> ReportContext:
     """Facts that follow from the inputs alone, so that equal inputs give an equal report."""
@@ -30,8 +33,15 @@ def describe_objective(objective: Objective) -> str:
     learned = f"maximum likelihood on {_selected(objective)}{weight[objective.token_weight]}"
     if objective.protect:
         learned += f" and on every {', '.join(objective.protect).replace('_', ' ')} token"
+    if objective.scores and objective.warmup_steps:
+        learned += f" (on every token in the first {objective.warmup_steps} steps)"
+    divided = ", divided by the selected tokens" if objective.normalizer == "selected_tokens" else ""
+    return f"{learned}{_distilled(objective)}{divided}"
+
+
+def _distilled(objective: Objective) -> str:
     if not objective.distils:
-        return learned
+        return ""
     on = {"rest": "the rest", "all": "every token", "selected": "the same tokens", "none": "no answer token"}
     distilled = on[objective.distil_on]
     prompt = " and on the prompt" if objective.prompt_tokens == "distil_only" else ""
@@ -44,7 +54,9 @@ def describe_objective(objective: Objective) -> str:
         "jsd": "JSD(base, student)",
         "skew": "skewed KL(base || student)",
     }[objective.divergence]
-    return f"{learned}, plus {weight_text} x {divergence} on {distilled}{prompt}"
+    temperature = f" at temperature {objective.temperature:g}" if objective.temperature != 1 else ""
+    online = ", the base running beside it" if objective.teacher == "online" else ""
+    return f", plus {weight_text} x {divergence}{temperature} on {distilled}{prompt}{online}"
 
 
 def _selected(objective: Objective) -> str:
@@ -56,4 +68,5 @@ def _selected(objective: Objective) -> str:
     if objective.threshold is not None:
         unit = " nats" if objective.threshold_nats is not None else ""
         return f"tokens with {score} {'at least' if objective.select == 'high' else 'at most'} {objective.threshold:.3g}{unit}"
-    return f"the {objective.keep:.0%} with the {'highest' if objective.select == 'high' else 'lowest'} {score}"
+    scope = SCOPES[objective.scope] if objective.needs_threshold else ""
+    return f"the {objective.keep:.0%}{scope} with the {'highest' if objective.select == 'high' else 'lowest'} {score}"

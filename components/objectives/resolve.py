@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from components.errors import ParamsError
-from components.objectives.objective import NEVER_NEGATIVE_SCORES, REFERENCE_SCORES, SCORES_NOT_IN_NATS, STATIC_SCORES, Objective
+from components.objectives.objective import REFERENCE_SCORES, STATIC_SCORES, Objective
 from components.objectives.presets import PRESETS
+from components.objectives.rules import refuse_impossible
 from components.params import ObjectiveParams, Params, TeacherCacheParams, TokenScoresParams
 
 SELECTION_KNOBS = (
@@ -30,13 +31,11 @@ def resolve(name: str, params: ObjectiveParams) -> Objective:
     preset = PRESETS[params.preset]
     given: dict[str, Any] = {knob: value for knob, value in params.model_dump(exclude={"preset"}).items() if value is not None}
     cell = _Cell(name, params.preset, given)
-    if preset.select == "all":
-        cell.refuse((*SELECTION_KNOBS, "normalizer"), "it selects every target token")
     if "select" in given and given["select"] == "random":  # the preset's score and threshold belong to its own selection
-        given = {"scope": "step_lagged", "threshold_nats": None, **given}
+        given = {"scope": "step_lagged", "threshold_nats": None, "threshold_value": None, **given}
     objective = replace(preset, **_replacing_thresholds(preset, given))
-    _refuse_selection(cell, objective)
-    _refuse_distillation(cell, objective)
+    _refuse_given(cell, preset, objective)
+    refuse_impossible(objective, f"params.yaml: objective.{name}")
     return objective
 
 
@@ -96,63 +95,20 @@ def _replacing_thresholds(preset: Objective, given: dict[str, Any]) -> dict[str,
     return {**replaced, **given}
 
 
-def _refuse_selection(cell: _Cell, objective: Objective) -> None:
+def _refuse_given(cell: _Cell, preset: Objective, objective: Objective) -> None:
+    """Given knobs that have no effect here, though the value would be a fine one elsewhere."""
+    if preset.select == "all":
+        cell.refuse((*SELECTION_KNOBS, "normalizer"), "it selects every target token")
     if objective.select == "random":
         cell.refuse(("score", "column", "threshold_nats", "threshold_value", "scope"), "random selection has no score")
         cell.refuse(("warmup_steps",), "a mask by chance knows as much at the first step as later")
-    if "threshold_nats" in cell.given and "threshold_value" in cell.given:
-        raise cell.fault("threshold_nats", "threshold_nats and threshold_value exclude each other; remove one")
+    if objective.distil_on == "none" and objective.prompt_tokens == "ignore":
+        cell.refuse(DISTILLATION_KNOBS, "distil_on is none")
     for knob in ("threshold_nats", "threshold_value"):
         if knob in cell.given and "keep" in cell.given:
             raise cell.fault(knob, f"keep and {knob} exclude each other; remove one")
-    if not objective.scores:
-        return
-    if objective.keep == 1 and objective.threshold is None:
-        raise cell.fault("keep", "1.0 selects every target token, and no score decides; use preset sft, or sft_kl")
-    _refuse_unreachable(cell, objective)
-    if objective.threshold is not None:
+    if objective.scores and objective.threshold is not None:
         cell.refuse(("scope",), "an absolute threshold is the same for every step, micro-batch and sequence")
-    if objective.threshold_nats is not None and objective.score in SCORES_NOT_IN_NATS:
-        raise cell.fault("threshold_nats", f"score {objective.score} is not in nats; give threshold_value, in its own unit")
-    if objective.threshold_value is not None and objective.score not in SCORES_NOT_IN_NATS:
-        raise cell.fault("threshold_value", f"score {objective.score} is in nats; give threshold_nats")
-    if objective.scope == "dataset" and objective.threshold is None and objective.score not in STATIC_SCORES:
-        raise cell.fault(
-            "scope",
-            f"'dataset' needs a score that does not move ({', '.join(STATIC_SCORES)}); {objective.score} follows the student",
-        )
-    if (objective.column is None) == (objective.score == "column"):
-        raise cell.fault("column", "score: column and the column's name go together; give both or neither")
-    if objective.token_weight == "entropy" and objective.score == "entropy":
-        raise cell.fault(
-            "token_weight", "'entropy' weighs by another entropy (of the top 20) than score: entropy selects by; use one"
-        )
-
-
-def _refuse_unreachable(cell: _Cell, objective: Objective) -> None:
-    """A threshold that no score can lie beyond, or that every score does, makes a mask that is none."""
-    threshold = objective.threshold
-    if threshold is None:
-        return
-    if objective.score in NEVER_NEGATIVE_SCORES and threshold < 0:
-        raise cell.fault("threshold_nats", f"{threshold:g} is below every {objective.score}, which is never negative")
-    if objective.score == "probability_gain" and not -1 < threshold < 1:
-        raise cell.fault("threshold_value", f"{threshold:g} is outside the gains of probability, which lie between -1 and 1")
-
-
-def _refuse_distillation(cell: _Cell, objective: Objective) -> None:
-    if objective.distil_on == "none" and objective.prompt_tokens == "ignore":
-        cell.refuse(DISTILLATION_KNOBS, "distil_on is none")
-    if objective.largest_distil_weight == 0:
-        raise cell.fault("distil_weight", "0 distils nothing, whatever distil_on says; set distil_on: none")
-    if objective.distil_on == "rest" and objective.select == "all":
-        raise cell.fault("distil_on", "'rest' is empty when every token is selected; use all")
-    if objective.distils and objective.divergence != "forward_kl" and objective.teacher == "cache":
-        raise cell.fault(
-            "divergence",
-            f"{objective.divergence} needs the teacher's full law, the cache holds its top entries and one tail; "
-            "set teacher: online (one more forward pass a step) or divergence: forward_kl",
-        )
 
 
 def _refuse_missing_scores(name: str, objective: Objective, scores: TokenScoresParams) -> None:

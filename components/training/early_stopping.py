@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from components.params import EarlyStoppingParams
-from components.training.callbacks import Observer
+from components.training.callbacks import MetricSink, Observer
 from components.training.target_scoring import ScoredRow, score_targets
 
 BATCH_TOKENS = 8192
@@ -24,11 +24,20 @@ class EarlyStopping(Observer):
     """State: the best look, how many looks since have not been better, and the nll of every look.
 
     Best weights lie in `folder`, one file a look, and are removed only when a checkpoint knows a better one: a killed run
-    finds the file that its checkpoint speaks of.
+    finds the file that its checkpoint speaks of. `rows` are all watched; `sink` is told the nll of every look.
     """
 
-    def __init__(self, params: EarlyStoppingParams, rows: Sequence[ScoredRow], *, pad_token_id: int, folder: Path) -> None:
+    def __init__(
+        self,
+        params: EarlyStoppingParams,
+        rows: Sequence[ScoredRow],
+        *,
+        pad_token_id: int,
+        folder: Path,
+        sink: MetricSink | None = None,
+    ) -> None:
         assert rows, "early stopping needs validation rows"
+        self._sink = sink
         self._params, self._rows, self._folder, self._pad_token_id = params, list(rows), folder, pad_token_id
         self._best_nll = float("inf")
         self._best_step = 0
@@ -40,19 +49,26 @@ class EarlyStopping(Observer):
         """(step, validation nll in nats per target token) of every look."""
         return list(self._looks)
 
+    @property
+    def is_over(self) -> bool:
+        """The looks have not been better for long enough: the training ends here."""
+        return self._num_worse >= self._params.patience
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.global_step % self._params.every_steps and state.global_step < state.max_steps:
             return
         model: nn.Module = given["model"]
         nll = self._validation_nll(model)
         self._looks.append((state.global_step, nll))
+        if self._sink is not None and state.is_world_process_zero:
+            self._sink(state.global_step, {"early_stopping/validation_nll": nll})
         if nll < self._best_nll - self._params.min_delta_nats:
             self._best_nll, self._best_step, self._num_worse = nll, state.global_step, 0
             if state.is_world_process_zero:
                 self._keep(model)
             return
         self._num_worse += 1
-        if self._num_worse >= self._params.patience:
+        if self.is_over:
             control.should_training_stop = True
             control.should_log = True
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from components.artifacts import DATA, TEACHER_CACHE, TOKEN_SCORES
+from components.artifacts import DATA, TEACHER_CACHE, TOKEN_SCORES, fingerprint_json
 from components.data.tokenized import TokenizedRow, TokenizedRows, read_split
 from components.models import load_prepared_tokenizer, pad_token_id
-from components.objectives.objective import Objective
 from components.objectives.sparse_target import TeacherTargets
 from components.params import ProbeParams, TeacherCacheParams, TokenScoresParams, TrainingParams
 from components.teacher_cache.identity import expected_identity
@@ -26,6 +25,9 @@ from components.uncertainty.token_classes import classify_targets, classify_voca
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_VALIDATION_ROWS = 200
+"""Early stopping and the probe watch no more than these, spread over all validation files: each look is a pass over them."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,21 @@ def load_inputs(teacher_cache: TeacherCacheParams, token_scores: TokenScoresPara
     )
 
 
-def probe_rows(inputs: TrainingInputs, objective: Objective, params: ProbeParams) -> list[ProbeRow]:
+def probe_rows(inputs: TrainingInputs, params: ProbeParams) -> list[ProbeRow]:
     """Training rows from all over the data, with everything that is known of their tokens before training."""
     rows = [row for row in spread_rows(inputs.rows, params.num_rows) if row.num_targets]
     return [_probe_row(row, inputs, shown=index < params.num_examples) for index, row in enumerate(rows)]
 
 
-def validation_rows(inputs: TrainingInputs, max_rows: int = 200) -> list[ProbeRow]:
-    """The first validation rows, their tokens alone."""
-    kept = [inputs.validation[index] for index in range(min(len(inputs.validation), max_rows))]
+def validation_rows(inputs: TrainingInputs) -> list[ProbeRow]:
+    """Validation rows from all over their files, at most MAX_VALIDATION_ROWS, their tokens alone."""
+    kept = spread_rows(inputs.validation, MAX_VALIDATION_ROWS)
     return [ProbeRow(row.row_id, row.input_ids, row.is_target, _classes(row, inputs)) for row in kept]
+
+
+def validation_fingerprint(inputs: TrainingInputs) -> str:
+    """Of the rows that early stopping and the probe watch, in their order."""
+    return fingerprint_json([row.fingerprint for row in spread_rows(inputs.validation, MAX_VALIDATION_ROWS)])
 
 
 def _probe_row(row: TokenizedRow, inputs: TrainingInputs, *, shown: bool) -> ProbeRow:

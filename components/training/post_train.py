@@ -40,7 +40,8 @@ LOGGER = logging.getLogger(__name__)
 class PostTrainingResult:
     """The trained model (LoRA already merged), its curve (one dict per log line) and where it resumed, if it did.
 
-    With early stopping: the step whose weights these are, and (step, validation nll) of every look. `probe`: its record.
+    With early stopping: the step whose weights these are, and (step, validation nll) of every look. `probe`: its record, and
+    these two with it.
     """
 
     model: "PreTrainedModel"
@@ -93,10 +94,10 @@ def post_train_model(
     )
     prove_rows(student, rows, cache, params, pad_token_id)
     probe = None if make_probe is None else make_probe(trainer)
-    stopper = early_stopping(params, validation, pad_token_id, work)
-    add_observers(trainer, probe=probe, early_stopping=stopper)
-    run_to_the_end(trainer, checkpoint, sink)
-    return result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe)
+    stopper = early_stopping(params, validation, pad_token_id, work, sink)
+    add_observers(trainer, early_stopping=stopper, probe=probe)  # in this order: the probe must know which step is the last
+    run_to_the_end(trainer, checkpoint, stopper, sink)
+    return result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe, sink)
 
 
 def warn_of(objective: Objective, name: str) -> None:
@@ -126,7 +127,7 @@ def add_observers(trainer: ObjectiveTrainer, **observers: Observer | None) -> No
             trainer.add_observer(name, observer)
 
 
-def run_to_the_end(trainer: ObjectiveTrainer, checkpoint: Path | None, sink: MetricSink) -> None:
+def run_to_the_end(trainer: ObjectiveTrainer, checkpoint: Path | None, stopper: EarlyStopping | None, sink: MetricSink) -> None:
     """Train, from the checkpoint where there is one; a stop signal ends it with an error that says how to go on."""
     with StopSignalCallback() as stop:
         for callback in (stop, MetricSinkCallback(sink)):
@@ -135,7 +136,8 @@ def run_to_the_end(trainer: ObjectiveTrainer, checkpoint: Path | None, sink: Met
         if checkpoint is not None:
             restore_objective(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.is_stopped and trainer.state.global_step < trainer.args.max_steps:
+        is_over = trainer.state.global_step >= trainer.args.max_steps or (stopper is not None and stopper.is_over)
+        if stop.is_stopped and not is_over:
             raise InterruptedStageError(
                 f"stopped at step {trainer.state.global_step} of {trainer.args.max_steps}; a checkpoint is kept, "
                 "the same command goes on from it"
@@ -143,12 +145,35 @@ def run_to_the_end(trainer: ObjectiveTrainer, checkpoint: Path | None, sink: Met
 
 
 def early_stopping(
-    params: TrainingParams, validation: Sequence[ScoredRow], pad_token_id: int, work: Path
+    params: TrainingParams, validation: Sequence[ScoredRow], pad_token_id: int, work: Path, sink: MetricSink
 ) -> EarlyStopping | None:
     """None unless it is switched on."""
     if not params.early_stopping.enabled:
         return None
-    return EarlyStopping(params.early_stopping, validation, pad_token_id=pad_token_id, folder=work / "best")
+    return EarlyStopping(params.early_stopping, validation, pad_token_id=pad_token_id, folder=work / "best", sink=sink)
+
+
+def restore_best(
+    student: Any, trainer: ObjectiveTrainer, stopper: EarlyStopping, probe: "TrainingProbe | None", sink: MetricSink
+) -> int:
+    """Put the best look's weights into the student, look at what is returned, say which step it is."""
+    state = trainer.state
+    best_step = stopper.restore_best(student)
+    step = best_step or state.global_step  # no look was better than none: the last weights stay
+    if state.is_world_process_zero:
+        sink(state.global_step, {"early_stopping/best_step": float(step)})
+    if probe is not None:
+        epoch = (state.epoch or 0.0) * step / max(1, state.global_step)  # passes over the data go with the steps
+        probe.look_at_returned(
+            student, step=step, epoch=epoch, num_steps=state.max_steps, is_recorder=state.is_world_process_zero
+        )
+    return best_step
+
+
+def probe_record(probe: "TrainingProbe", stopper: EarlyStopping | None, best_step: int | None) -> dict[str, Any]:
+    """With the looks of early stopping; without it `best_step` is None and there are none."""
+    looks = [] if stopper is None else [{"step": step, "nll": nll} for step, nll in stopper.looks]
+    return {**probe.record(), "best_step": best_step, "validation_looks": looks}
 
 
 def result_of(
@@ -158,16 +183,17 @@ def result_of(
     checkpoint: Path | None,
     stopper: EarlyStopping | None,
     probe: "TrainingProbe | None",
+    sink: MetricSink,
 ) -> PostTrainingResult:
     """The best look's weights, where there are looks, in a model of the base's architecture."""
-    best_step = None if stopper is None else stopper.restore_best(student)
+    best_step = None if stopper is None else restore_best(student, trainer, stopper, probe, sink)
     return PostTrainingResult(
         model=merge_adapter(student) if has_adapter else student,
         curve=training_curve(trainer),
         resumed_at_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         best_step=best_step,
         validation_looks=() if stopper is None else tuple(stopper.looks),
-        probe=None if probe is None else probe.record(),
+        probe=None if probe is None else probe_record(probe, stopper, best_step),
     )
 
 

@@ -63,6 +63,16 @@ class Moment:
     distil_weight: float
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One look at all rows: `validation` is None without such rows, `dropout_information` [N] without dropout members."""
+
+    moment: Moment
+    tokens: ScoredTokens
+    validation: ScoredTokens | None
+    dropout_information: Tensor | None
+
+
 def facts_of(rows: Sequence[ProbeRow]) -> TokenFacts:
     """The facts of all targets; the teacher's logprob and each column only where every row has them."""
     counts = torch.tensor([count_targets(row) for row in rows], dtype=torch.long)

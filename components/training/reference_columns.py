@@ -15,12 +15,10 @@ from torch import Tensor
 
 from components.artifacts import ROOT
 from components.data.training_rows import TrainingRow
-from components.errors import ModelError
 from components.models import (
     load_base_model,
-    load_model,
     load_prepared_tokenizer,
-    load_tokenizer,
+    load_reference_model,
     pad_token_id,
     select_dtype,
     weights_fingerprint,
@@ -75,27 +73,7 @@ def local_columns(
     rows: Sequence[TrainingRow], folder: Path, tokenizer: Any, precision: str, device: torch.device, work: Path
 ) -> dict[str, Tensor]:
     """One forward pass of the model in `folder`, which must read the same tokens."""
-    refuse_other_tokens(folder, tokenizer)
-    model: Any = load_model(folder, select_dtype(precision), device)
-    config = model.config
-    if config.vocab_size < len(tokenizer):
-        raise ModelError(f"{folder} has a vocabulary of {config.vocab_size}, the data one of {len(tokenizer)}: {USE_ANOTHER}")
-    longest, positions = max(len(row.input_ids) for row in rows), getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise ModelError(f"{folder} reads {positions} positions, the longest training row has {longest}: {USE_ANOTHER}")
+    longest = max(len(row.input_ids) for row in rows)
+    model: Any = load_reference_model(folder, tokenizer, longest, select_dtype(precision), device)
     scorer = Scorer(lambda: model, tuple(range(len(rows))))
-    return score_rows(rows, [scorer], config.vocab_size, device=device, precision=precision, work=work)
-
-
-USE_ANOTHER = "it cannot score these rows. Set token_scores.reference_path to a model that was tuned from the same base"
-
-
-def refuse_other_tokens(folder: Path, tokenizer: Any) -> None:
-    """The same id must be the same token for both. The model may have more rows than tokens (padded embeddings)."""
-    theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
-    if theirs != ours:
-        other = min((token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)), key=str)
-        raise ModelError(
-            f"{folder} has another tokenizer than the data: {other!r} is token {theirs.get(other)} there and {ours.get(other)} "
-            f"here; {USE_ANOTHER}"
-        )
+    return score_rows(rows, [scorer], model.config.vocab_size, device=device, precision=precision, work=work)

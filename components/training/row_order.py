@@ -34,4 +34,4 @@ class RowOrder(Sampler[int]):
 
 def spread_rows(rows: Sequence[Row], num_wanted: int) -> list[Row]:
     """Up to `num_wanted` rows from all over the data."""
-    return [rows[index] for index in range(0, len(rows), -(-len(rows) // num_wanted))]
+    return [rows[index] for index in range(0, len(rows), max(1, -(-len(rows) // num_wanted)))]

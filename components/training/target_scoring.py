@@ -110,23 +110,27 @@ def _score_batch(
     model: nn.Module, head: nn.Module, rows: list[ScoredRow], pad_token_id: int, temperature: float
 ) -> Iterator[ScoredTokens]:
     """A chunk of targets at a time; a row with more targets than a chunk costs a forward pass for each."""
-    padded = pad_rows(rows, pad_token_id)
     device = next(model.parameters()).device
-    inputs = {name: padded[name].to(device) for name in ("input_ids", "attention_mask")}
-    labels_BT = padded["labels"][:, 1:]
-    place_N2 = (labels_BT != IGNORED_LABEL).nonzero()
-    labels_N = labels_BT[place_N2[:, 0], place_N2[:, 1]].to(device)
+    inputs, place_N2 = place_targets(rows, pad_token_id, device)
+    labels_N = inputs["input_ids"][place_N2[:, 0], place_N2[:, 1] + 1]
     laws = [law for row in rows for law in _laws_of(row)]
     teacher = _join_teachers([row.teacher for row in rows], device)
     size = max(1, CHUNK_ENTRIES // num_columns(head))
     for start in range(0, len(labels_N), size):
         chunk = slice(start, start + size)
-        logits_NV = _logits_at(model, head, inputs, place_N2[chunk].to(device))
+        logits_NV = logits_at(model, head, inputs, place_N2[chunk])
         piece = None if teacher is None else _slice_teacher(teacher, chunk)
         yield _statistics(logits_NV, labels_N[chunk], laws[chunk], piece, temperature)
 
 
-def _logits_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], place_N2: Tensor) -> Tensor:
+def place_targets(rows: Sequence[TargetRow], pad_token_id: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Padded inputs of a batch, and the (row, position) place that predicts each target, [N, 2], row by row."""
+    padded = pad_rows(rows, pad_token_id)
+    inputs = {name: padded[name].to(device) for name in ("input_ids", "attention_mask")}
+    return inputs, (padded["labels"][:, 1:] != IGNORED_LABEL).nonzero().to(device)
+
+
+def logits_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], place_N2: Tensor) -> Tensor:
     """The model's own logits at these (row, position) places alone, [N, V] fp32: its head is shown no other hidden state.
 
     Whatever the model does to its logits afterwards (a softcap, a scale) is done to each by itself, so it still holds.

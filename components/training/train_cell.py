@@ -10,7 +10,7 @@ from components.artifacts import fingerprint_json
 from components.objectives.objective import Objective
 from components.params import ProbeParams, TrainingParams
 from components.training.callbacks import MetricSink
-from components.training.inputs import TrainingInputs, probe_rows, validation_rows
+from components.training.inputs import TrainingInputs, probe_rows, validation_fingerprint, validation_rows
 from components.training.post_train import PostTrainingResult, post_train_model
 from components.training.probe import TrainingProbe
 from components.training.trainer import ObjectiveTrainer
@@ -19,20 +19,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def run_fingerprint(
-    objective: Objective, training: TrainingParams, inputs: TrainingInputs, seed: int, probe: ProbeParams | None = None
-) -> str:
-    """Everything that decides the result: a checkpoint is resumed only under the same fingerprint."""
+def run_fingerprint(objective: Objective, training: TrainingParams, inputs: TrainingInputs, seed: int) -> str:
+    """Everything that decides the model, and nothing that only looks at it: it names the model and its run.
+
+    The validation rows decide where early stopping ends; without it they decide nothing.
+    """
     return fingerprint_json(
         {
             "objective": asdict(objective),
             "training": training.model_dump(),
             "cache": asdict(inputs.cache.manifest.identity),
             "scores": inputs.scores.manifest.seal,
-            "probe": None if probe is None else probe.model_dump(),
+            "validation": validation_fingerprint(inputs) if training.early_stopping.enabled else None,
             "seed": seed,
         }
     )
+
+
+def resume_key(fingerprint: str, inputs: TrainingInputs, probe: ProbeParams) -> str:
+    """A checkpoint is resumed only under the same key. It holds the probe's record as well, which must not mix two probes."""
+    return fingerprint_json({"run": fingerprint, "probe": probe.model_dump(), "validation": validation_fingerprint(inputs)})
 
 
 def train_cell(
@@ -50,7 +56,7 @@ def train_cell(
 ) -> PostTrainingResult:
     """Train `model` on the prepared rows and look at it on the way; `name`: the objective's key in params.yaml."""
     inputs.scores.require(objective.columns)
-    looked_at, held_out = probe_rows(inputs, objective, probe), validation_rows(inputs)
+    looked_at, held_out = probe_rows(inputs, probe), validation_rows(inputs)
 
     def make_probe(trainer: ObjectiveTrainer) -> TrainingProbe:
         return TrainingProbe(

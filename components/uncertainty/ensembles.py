@@ -110,14 +110,23 @@ def _drawn_dropout(model: nn.Module, seed: int, number: int) -> Iterator[nn.Modu
         yield model
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Some dropout module drops something, so that Monte Carlo members differ."""
+    return any(module.p > 0 for module in _dropouts(model))
+
+
+def _dropouts(model: nn.Module) -> list[nn.modules.dropout._DropoutNd]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+
+
 @contextmanager
 def dropout_on(model: nn.Module) -> Iterator[None]:
     """Dropout modules, and they alone, in training mode: Monte Carlo dropout. Every module's mode is restored.
 
     Transformers' attention dropout is a function, not a module: it follows the mode of its layer and stays off.
     """
-    dropouts = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-    if not any(module.p > 0 for module in dropouts):
+    dropouts = _dropouts(model)
+    if not has_dropout(model):
         raise ModelError(
             "the model has no dropout module with p > 0, so all Monte Carlo members would be equal. "
             "Set training.lora.dropout above 0, or use an ensemble (token_scores.reference: cross_fit)"

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from components.data.tokenized import FlatRows
+from components.errors import DataError
 from components.evaluation.mask_explorer import render_explorer, write_explorer
 from components.evaluation.mask_outcomes import KEEPS, SELECTS, keep_threshold, study, table_rows
 from components.evaluation.mask_tokens import (
@@ -28,6 +29,7 @@ from components.evaluation.mask_tokens import (
     group_positions,
     group_sources,
     places_in_turn,
+    read_tokens,
     turn_starts,
 )
 from components.params import ObjectiveParams
@@ -78,6 +80,12 @@ def flat_rows(marks: list[list[bool]], sources: list[str] | None = None) -> Flat
 def embedded(page: str) -> dict[str, Any]:
     script = next(element for element in ElementTree.fromstring(page).iter("script") if element.get("id") == "outcomes")
     return dict(json.loads(script.text or ""))
+
+
+def test_rows_without_a_target_are_refused_with_the_command_that_repairs_it(tmp_path: Path) -> None:
+    for marks in ([[False, False], [False]], [[True]]):  # nothing predicts a row's first token
+        with pytest.raises(DataError, match=r"has a target token.*data\.path.*data\.max_length.*dvc repro explore_mask"):
+            read_tokens(flat_rows(marks), tmp_path / "no cache is read", None)  # type: ignore[arg-type]
 
 
 def test_gradient_mass_is_the_L1_norm_of_the_gradient_on_the_logits() -> None:

@@ -205,6 +205,7 @@ def post_train(
     seed: int = 0,
     sink: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     validation: Any = (),
+    make_probe: Any = None,
     **changes: Any,
 ) -> PostTrainingResult:
     return post_train_model(
@@ -221,6 +222,7 @@ def post_train(
         scores=SCORES,
         class_of_token_V=CLASS_OF_TOKEN,
         validation=validation,
+        make_probe=make_probe,
     )
 
 

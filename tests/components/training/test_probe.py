@@ -18,8 +18,9 @@ from components.data.training_rows import count_targets
 from components.objectives.objective import Objective
 from components.objectives.presets import PRESETS
 from components.objectives.sparse_target import TeacherTargets
-from components.params import ProbeParams
+from components.params import LoraParams, ProbeParams
 from components.teacher_cache.reader import TeacherCacheReader
+from components.training.lora import add_adapter
 from components.training.probe import TrainingProbe
 from components.training.probe_record import ProbeRow
 from tests.components.training.conftest import CLASS_OF_TOKEN, ROWS, build_trainer
@@ -194,6 +195,30 @@ def test_the_training_never_notices_and_the_looks_are_first_every_so_often_and_l
     assert len(set(thresholds)) == 4, "the threshold in force after each step, which moves"
 
 
+def test_dropout_members_leave_no_trace_in_the_training_either(cache: TeacherCacheReader, tmp_path: Path) -> None:
+    """Dropout is on in the training too: one draw more or less would show in every weight."""
+
+    def run(folder: Path, num_members: int) -> tuple[dict[str, Tensor], Any]:
+        torch.manual_seed(0)
+        student = add_adapter(build_model(), LoraParams(enabled=True, rank=4, dropout=0.3))
+        trainer = build_trainer(folder, OURS, cache, model=student, num_steps=4)
+        params = SETTINGS.model_copy(update={"num_dropout_members": num_members})
+        probe = build_probe(cache, threshold=trainer.threshold.current, params=params)
+        trainer.add_callback(probe)
+        trainer.train()
+        return {name: value.detach().clone() for name, value in student.state_dict().items()}, probe.record()
+
+    (without, nothing), (weights, record) = run(tmp_path / "without", 0), run(tmp_path / "with", 3)
+    assert all(torch.equal(value, weights[name]) for name, value in without.items())
+    assert [step["mean_dropout_information"] for step in nothing["steps"]] == [None] * 3
+    assert "dropout_information" not in nothing["steps"][0]["scores"]
+    means = [step["mean_dropout_information"] for step in record["steps"]]
+    assert means[0] == pytest.approx(0, abs=1e-6) and means[-1] > 1e-5, "a new adapter adds nothing, dropped or not"
+    rho = record["steps"][-1]["scores"]["dropout_information"]
+    assert rho["epistemic"] is not None and rho["aleatoric"] is not None
+    assert {**record["steps"][-1]["scores"]["student_nll"]} == nothing["steps"][-1]["scores"]["student_nll"]
+
+
 def test_the_mask_that_is_recorded_is_the_one_that_is_trained_with(cache: TeacherCacheReader, tmp_path: Path) -> None:
     """All rows in every step, nothing learned: the step's own mask must be the one that the look foresaw."""
     rows = ROWS[:8]
@@ -216,6 +241,30 @@ def test_other_ranks_look_along_and_record_nothing(cache: TeacherCacheReader) ->
     num_passes = len(passes)
     probe.look(model, step=0, epoch=0.0, num_steps=10, is_recorder=False)
     assert len(passes) == num_passes, "and they agree on what has been looked at"
+
+
+def test_the_returned_model_is_looked_at_unless_its_step_was(cache: TeacherCacheReader) -> None:
+    sent: list[tuple[int, set[str]]] = []
+    probe = stay(build_probe(cache, sink=lambda step, values: sent.append((step, set(values)))), 0, 20, num_steps=20)
+    assert probe.record()["returned"] is None
+    before = json.dumps(probe.state_dict())
+    probe.look_at_returned(build_model(seed=20), step=20, epoch=2.0, num_steps=20)
+    assert probe.record()["returned"] == probe.record()["steps"][-1] and len(sent) == 2
+    probe.look_at_returned(build_model(seed=12), step=12, epoch=1.2, num_steps=20)
+    returned, literal = probe.record()["returned"], stay(build_probe(cache), 12).record()["steps"][0]
+    assert returned == literal and returned["step"] == 12 and returned["jaccard"] is None
+    assert json.dumps(probe.state_dict()) == before and len(probe.record()["steps"]) == 2
+    assert sent[-1][0] == 12 and "probe_returned/kl_to_teacher" in sent[-1][1]
+
+
+def test_ranks_agree_on_whether_the_returned_model_has_been_looked_at(cache: TeacherCacheReader) -> None:
+    other = stay(build_probe(cache), 0, 20, is_recorder=False)
+    model, passes = build_model(), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    other.look_at_returned(model, step=20, epoch=2.0, num_steps=20, is_recorder=False)
+    assert not passes
+    other.look_at_returned(model, step=12, epoch=1.2, num_steps=20, is_recorder=False)
+    assert passes and other.record()["returned"] is None
 
 
 # --- warnings, in a world whose truth is known -----------------------------------------------------------------------
