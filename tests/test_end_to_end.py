@@ -81,7 +81,7 @@ def test_every_stage_leaves_its_artifacts(project: Path) -> None:
         assert list((project / "artifacts/models" / name).glob("*.safetensors"))
         assert (project / f"artifacts/evaluations/{name}.json").exists()
     report = (project / "artifacts/report/report.html").read_text()
-    assert all(preset in report for preset in ("base", "sft_kl", "uncertainty_aware"))
+    assert all(preset in report for preset in ("base", "sft", "uncertainty_aware", "gain_aware"))
     assert json.loads((project / "artifacts/registration.json").read_text())["version"] == 1
 
 
