@@ -49,14 +49,16 @@ class TrainingInputs:
 
 def load_inputs(teacher_cache: TeacherCacheParams, token_scores: TokenScoresParams, training: TrainingParams) -> TrainingInputs:
     """Open everything; each is refused unless it was made for exactly these data, this base and these settings."""
+    cache = TeacherCacheReader(TEACHER_CACHE, expected_identity(teacher_cache))
+    scores = TokenScoreReader(TOKEN_SCORES, expected_scores_identity(token_scores, training))
     tokenizer: Any = load_prepared_tokenizer()
     texts_V = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
     return TrainingInputs(
         rows=read_split(DATA, "train"),
         validation=read_split(DATA, "validation"),
-        cache=TeacherCacheReader(TEACHER_CACHE, expected_identity(teacher_cache)),
-        scores=TokenScoreReader(TOKEN_SCORES, expected_scores_identity(token_scores, training)),
+        cache=cache,
+        scores=scores,
         tokenizer=tokenizer,
         texts_V=texts_V,
         class_of_token_V=classify_vocabulary(texts_V, [*special, *tokenizer.all_special_ids]),
