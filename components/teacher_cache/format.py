@@ -26,8 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import fingerprint_json, read_json, write_json
-from components.errors import ArtifactError, CacheMismatchError
+from components.artifacts import fingerprint_json
+from components.errors import CacheMismatchError
+from components.sealed_manifest import read_sealed, seal_of, write_sealed
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -67,28 +68,25 @@ class CacheManifest:
 
     @property
     def seal(self) -> str:
-        """Fingerprint of all fields, kept beside them: it notices a flipped bit in the manifest itself."""
-        return fingerprint_json(asdict(self))
+        """Fingerprint of all fields, kept beside them."""
+        return seal_of(self)
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, {**asdict(self), "seal": self.seal})
+        write_sealed(folder / MANIFEST, self)
 
 
 def read_manifest(folder: Path) -> CacheManifest:
-    raw: dict[str, Any] = read_json(folder / MANIFEST, made_by="cache_teacher")
-    try:
-        version = raw["identity"]["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{folder / MANIFEST} has schema version {version}, this Ballast reads {SCHEMA_VERSION}. Run: {REPAIR}"
-            )
-        seal = raw.pop("seal")
-        manifest = CacheManifest(**{**raw, "identity": CacheIdentity(**raw["identity"])})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} is not a teacher-cache manifest ({error}). Run: {REPAIR}") from None
-    if seal != manifest.seal:
-        raise ArtifactError(f"{folder / MANIFEST} is damaged: its fields do not match its seal {seal}. Run: {REPAIR}")
-    return manifest
+    def build(fields: dict[str, Any]) -> CacheManifest:
+        return CacheManifest(**{**fields, "identity": CacheIdentity(**fields["identity"])})
+
+    return read_sealed(
+        folder / MANIFEST,
+        build,
+        version=SCHEMA_VERSION,
+        made_by="cache_teacher",
+        what="a teacher-cache manifest",
+        repair=REPAIR,
+    )
 
 
 def check_identity(found: CacheIdentity, expected: CacheIdentity, folder: Path) -> None:

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import fingerprint_json, read_json, write_json
-from components.errors import ArtifactError, ScoresMismatchError
+from components.artifacts import fingerprint_json
+from components.errors import ScoresMismatchError
+from components.sealed_manifest import read_sealed, seal_of, write_sealed
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -61,28 +62,25 @@ class ScoresManifest:
 
     @property
     def seal(self) -> str:
-        """Fingerprint of all fields, kept beside them: it notices a flipped bit in the manifest itself."""
-        return fingerprint_json(asdict(self))
+        """Fingerprint of all fields, kept beside them."""
+        return seal_of(self)
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, {**asdict(self), "seal": self.seal})
+        write_sealed(folder / MANIFEST, self)
 
 
 def read_manifest(folder: Path) -> ScoresManifest:
-    raw: dict[str, Any] = read_json(folder / MANIFEST, made_by="score_tokens")
-    try:
-        version = raw["identity"]["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{folder / MANIFEST} has schema version {version}, this Ballast reads {SCHEMA_VERSION}. Run: {REPAIR}"
-            )
-        seal = raw.pop("seal")
-        manifest = ScoresManifest(**{**raw, "identity": ScoresIdentity(**raw["identity"])})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} is not a manifest of token scores ({error}). Run: {REPAIR}") from None
-    if seal != manifest.seal:
-        raise ArtifactError(f"{folder / MANIFEST} is damaged: its fields do not match its seal {seal}. Run: {REPAIR}")
-    return manifest
+    def build(fields: dict[str, Any]) -> ScoresManifest:
+        return ScoresManifest(**{**fields, "identity": ScoresIdentity(**fields["identity"])})
+
+    return read_sealed(
+        folder / MANIFEST,
+        build,
+        version=SCHEMA_VERSION,
+        made_by="score_tokens",
+        what="a manifest of token scores",
+        repair=REPAIR,
+    )
 
 
 def check_identity(found: ScoresIdentity, expected: ScoresIdentity, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -21,14 +22,14 @@ MetricSink = Callable[[int, dict[str, float]], None]
 OBJECTIVE_STATE = "objective_state.json"
 
 
-class Observer(TrainerCallback):
+class Observer(TrainerCallback, ABC):
     """A callback with a state that travels in the checkpoint."""
 
-    def state_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class ObjectiveCallback(TrainerCallback):
