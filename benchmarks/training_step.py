@@ -25,7 +25,8 @@ from components.objectives.presets import PRESETS
 from components.params import TrainingParams
 from components.teacher_cache.format import CacheIdentity
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CaptureSettings, write_cache
+from components.teacher_cache.shard_plan import CaptureSettings
+from components.teacher_cache.writer import Teacher, write_cache
 from components.training.trainer_setup import build_trainer
 
 NAMES = ("sft", "sft_kl", "masked_mle", "uncertainty_aware", "gain_aware", "dft", "eaft")
@@ -106,8 +107,9 @@ def build_model(options: argparse.Namespace) -> Any:
 
 
 def build_cache(folder: Path, model: Any, rows: list[Row]) -> TeacherCacheReader:
-    identity = CacheIdentity("m", "t", "d", num_entries=16, temperature=1.0, precision="fp32", positions="all")
-    write_cache(model, rows, identity, CaptureSettings(2048, 1_000_000), target=folder / "cache", work=folder / "work")
+    identity = CacheIdentity("m", "t", "c", "d", positions="all")
+    teacher = Teacher(lambda: model, model.config.vocab_size)
+    write_cache(teacher, rows, identity, CaptureSettings(2048, 1_000_000), target=folder / "cache", work=folder / "work")
     return TeacherCacheReader(folder / "cache", identity)
 
 

@@ -37,15 +37,18 @@ EMBEDDED_CHAT_TEMPLATE = (
 )
 
 
-def select_device(compute: ComputeParams) -> torch.device:
-    """The device to run on, after setting the number of CPU threads. `cuda` where there is none is an error, not a fallback."""
+def select_device(compute: ComputeParams, local_rank: int | None = None) -> torch.device:
+    """The device to run on, after setting the number of CPU threads. `cuda` where there is none is an error, not a fallback.
+
+    `local_rank`: this process among those on this machine, each of which takes a GPU; None takes the current one.
+    """
     if compute.num_threads:
         torch.set_num_threads(compute.num_threads)
     if compute.device == "cpu" or (compute.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ModelError("compute.device is 'cuda', but torch sees no GPU here. Set compute.device: cpu (or auto) in params.yaml")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device() if local_rank is None else local_rank % torch.cuda.device_count())
 
 
 def select_dtype(precision: str) -> torch.dtype:
@@ -136,6 +139,12 @@ def require_positions(max_length: int) -> None:
             f"params.yaml: data.max_length {max_length} is more than the base model's {positions} positions; "
             f"set data.max_length: {positions}"
         )
+
+
+def base_vocabulary_size() -> int:
+    """Width of the base's logits, from its configuration alone; it may be more than the tokenizer's tokens (padding)."""
+    config = AutoConfig.from_pretrained(base_folder(), trust_remote_code=False)
+    return int(config.get_text_config().vocab_size)
 
 
 def load_base_model(dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "PreTrainedModel":

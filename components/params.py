@@ -87,13 +87,20 @@ class DataParams(Section):
 
 
 class TeacherCacheParams(Section):
-    num_entries: Annotated[int, Field(ge=1, le=1024)] = 16
+    """How much of the teacher's law a token keeps: entries until at most `tail_mass` is left outside, `max_entries` at most."""
+
+    source: Literal["capture", "distillkit", "vllm"] = "capture"
+    """`capture`: one forward pass of the base; the others import laws that somebody else has stored, from `import_path`."""
+    import_path: str = "inputs/teacher_laws"
+    max_entries: Annotated[int, Field(ge=1, le=255)] = 64
+    tail_mass: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    probability_bits: Literal[8, 12, 16] = 12
     temperature: Annotated[float, Field(gt=0.0, le=20.0)] = 1.0
     positions: Literal["targets", "all"] = "targets"
     """`all` also keeps the laws at prompt positions, which `prompt_tokens: distil_only` needs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: Count = 8192
-    shard_tokens: Count = 4_000_000
+    shard_tokens: Count = 1_000_000
 
 
 class TokenScoresParams(Section):

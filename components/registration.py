@@ -40,6 +40,7 @@ def describe_candidate(candidate: dict[str, Any], evaluation: dict[str, Any], ve
         "ballast.base_fingerprint": read_json(BASE_MODEL / DESCRIPTION, made_by="prepare_base")["fingerprint"],
         "ballast.data_fingerprint": identity["train_fingerprint"],
         "ballast.tokenizer_fingerprint": identity["tokenizer_fingerprint"],
+        "ballast.template_fingerprint": identity["template_fingerprint"],
         "ballast.cache_fingerprint": read_manifest(TEACHER_CACHE).identity.fingerprint,
         "gate.verdict": verdict.word,
         "gate.reasons": json.dumps(verdict.reasons),

@@ -11,15 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
 from components.artifacts import fingerprint_row
-from components.teacher_cache.format import CacheIdentity
+from components.objectives.sparse_target import TeacherTargets
+from components.teacher_cache.encoding import encode, logprob_of_code, pad_entries
+from components.teacher_cache.format import CacheIdentity, CacheManifest
 from components.teacher_cache.reader import TeacherCacheReader
-from components.teacher_cache.writer import CaptureSettings, write_cache
+from components.teacher_cache.reduction import reduce_logits
+from components.teacher_cache.shard_plan import CaptureSettings
+from components.teacher_cache.writer import ALONE, Rank, Teacher, write_cache
 
 VOCABULARY = 50
 PAD = 0
@@ -59,9 +63,25 @@ def build_rows(num_rows: int, seed: int = 0) -> list[Row]:
 
 
 def build_identity(**changes: Any) -> CacheIdentity:
-    fields = {"model_fingerprint": "m", "tokenizer_fingerprint": "t", "data_fingerprint": "d"}
-    settings = {"num_entries": 8, "temperature": 1.0, "precision": "fp32"}
+    fields = {"model_fingerprint": "m", "tokenizer_fingerprint": "t", "template_fingerprint": "c", "data_fingerprint": "d"}
+    settings = {"max_entries": 8, "tail_mass": 0.0, "probability_bits": 16, "temperature": 1.0}
+    settings |= {"source": "capture", "precision": "fp32", "positions": "targets"}
     return CacheIdentity(**{**fields, **settings, **changes})
+
+
+def capture_rows(
+    folder: Path, model: Any, rows: Sequence[Row], identity: CacheIdentity, *, shard_tokens: int = 1000, rank: Rank = ALONE
+) -> CacheManifest | None:
+    """Capture `rows` with `model` into folder/cache."""
+    return write_cache(
+        Teacher(lambda: model, model.config.vocab_size),
+        rows,
+        identity,
+        CaptureSettings(batch_tokens=200, shard_tokens=shard_tokens),
+        target=folder / "cache",
+        work=folder / ".work",
+        rank=rank,
+    )
 
 
 def build_cache(
@@ -69,10 +89,26 @@ def build_cache(
 ) -> TeacherCacheReader:
     """Capture `rows` with `model` under `folder`, and open what was captured."""
     wanted = build_identity(**identity)
-    with patch("components.artifacts.WORK", folder / ".work"):
-        settings = CaptureSettings(batch_tokens=200, shard_tokens=shard_tokens)
-        write_cache(model, rows, wanted, settings, target=folder / "cache", work=folder / ".work")
+    capture_rows(folder, model, rows, wanted, shard_tokens=shard_tokens)
     return TeacherCacheReader(folder / "cache", wanted)
+
+
+def stored_laws(
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    max_entries: int,
+    temperature: float = 1.0,
+    *,
+    tail_mass: float = 0.0,
+    probability_bits: int = 16,
+) -> TeacherTargets:
+    """The laws of `logits_NV` as a cache hands them out again: cut, rounded, padded."""
+    laws = reduce_logits(logits_NV, labels_N, max_entries=max_entries, temperature=temperature)
+    tokens = encode(laws, tail_mass, probability_bits)
+    logprobs_M = logprob_of_code(probability_bits)[tokens.entry_codes_M]
+    ids_NK, logprobs_NK = pad_entries(tokens.entry_ids_M, logprobs_M, tokens.columns["num_entries"])
+    tail_N, label_N = (torch.from_numpy(tokens.columns[name].astype("float32")) for name in ("tail_logprob", "label_logprob"))
+    return TeacherTargets(ids_NK.long(), logprobs_NK, tail_N, label_N)
 
 
 def start_child(work: Callable[[], Any]) -> int:

@@ -23,7 +23,8 @@ from components.artifacts import fingerprint_file, write_json
 from components.data.tokenized import TokenizedRow, write_rows
 from components.models import build_tiny_model, build_word_tokenizer
 from components.params import BaseModelParams
-from components.teacher_cache.format import CacheIdentity, CacheManifest
+from components.teacher_cache.format import CacheManifest
+from tests.conftest import build_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [f"w{index}" for index in range(40)]
@@ -74,14 +75,15 @@ def local_model(params: Params) -> None:
 def cache_of_another_corpus(project: Path) -> None:
     data = project / "artifacts" / "data"
     data.mkdir()
-    write_json(data / "identity.json", {"tokenizer_fingerprint": "t", "train_fingerprint": "of this corpus"})
+    write_json(
+        data / "identity.json", {"tokenizer_fingerprint": "t", "template_fingerprint": "c", "train_fingerprint": "of this corpus"}
+    )
     shutil.copytree(project / "artifacts" / "base_model", data / "tokenizer")
     write_rows(data / "train.arrow", [TokenizedRow("a:1", "a", "alpaca", "f" * 32, [2, 7, 8], [False, True, True])])
     base = json.loads((project / "artifacts" / "base_model" / "base_model.json").read_text(encoding="utf-8"))
-    identity = CacheIdentity(base["fingerprint"], "t", "of another corpus", num_entries=16, temperature=1.0, precision="fp32")
-    CacheManifest(identity, vocabulary_size=50, num_records=0, num_tokens=0, num_bytes=0).write(
-        project / "artifacts" / "teacher_cache"
-    )
+    identity = build_identity(model_fingerprint=base["fingerprint"], data_fingerprint="of another corpus")
+    manifest = CacheManifest(identity, 50, 0, 0, has_sidecar=True, index_bytes=0, index_checksum="", shards=[])
+    manifest.write(project / "artifacts" / "teacher_cache")
 
 
 CASES = {

@@ -9,7 +9,7 @@ from components.artifacts import write_json, write_text
 from components.data.held_out import list_ood_files, ood_texts, read_ood_items
 from components.data.overlap import OverlapIndex
 from components.data.prepare import PreparedData, train_fingerprint
-from components.data.rendering import tokenizer_fingerprint
+from components.data.rendering import template_fingerprint, tokenizer_fingerprint
 from components.data.tokenized import write_rows
 from components.data.validation import validate_rows, write_data_docs
 from components.errors import DataError
@@ -67,6 +67,7 @@ def write_prepared(prepared: PreparedData, tokenizer: "PreTrainedTokenizerBase",
     tokenizer.save_pretrained(folder / "tokenizer")
     identity = {
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "template_fingerprint": template_fingerprint(tokenizer),
         "train_fingerprint": train_fingerprint(prepared.splits["train"]),
     }
     write_json(folder / "identity.json", identity)

@@ -88,8 +88,13 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", choice: str) -> None:
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Vocabulary, merges, added tokens and chat template in one fingerprint."""
-    return fingerprint_json({"tokenizer": tokenizer.backend_tokenizer.to_str(), "template": tokenizer.chat_template})
+    """Of vocabulary, merges and added tokens: what an id means."""
+    return fingerprint_json(tokenizer.backend_tokenizer.to_str())
+
+
+def template_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Of the chat template: what surrounds a turn."""
+    return fingerprint_json(tokenizer.chat_template)
 
 
 def render_prompt(messages: tuple[Message, ...], tokenizer: "PreTrainedTokenizerBase") -> str:

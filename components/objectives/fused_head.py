@@ -58,7 +58,8 @@ def fused_token_loss(
 ) -> FusedLoss:
     """The weighted loss of these tokens; without tokens it is a zero with a graph. A label of -100 has no nll and no weight.
 
-    `weigh` is called once for each block of rows, in order. Entry ids of a row must differ from each other.
+    `weigh` is called once for each block of rows, in order. Entry ids of a row must differ from each other, those of empty
+    entries (logprob -inf) apart.
     """
     spec = LossSpec(labels_N, weigh, teacher, temperature, divergence, entropy)
     loss_sum, *columns = _fused_head(hidden_NH, head, spec, chunk_bytes)

@@ -28,9 +28,11 @@ class RowLaw:
     log_partition_C: Tensor
 
 
-def split_law_(logits_CV: Tensor, entry_ids_CK: Tensor | None = None) -> RowLaw:
-    """The law of `logits_CV`, which are overwritten. An empty tail (K = V) has logprob MASKED_LOGIT."""
+def split_law_(logits_CV: Tensor, entry_ids_CK: Tensor | None = None, is_empty_CK: Tensor | None = None) -> RowLaw:
+    """The law of `logits_CV`, which are overwritten. An empty tail (K = V) or entry has logprob MASKED_LOGIT."""
     entry_logits_CK = logits_CV[:, :0] if entry_ids_CK is None else logits_CV.gather(1, entry_ids_CK)
+    if is_empty_CK is not None:
+        entry_logits_CK = entry_logits_CK.masked_fill_(is_empty_CK, MASKED_LOGIT)
     if entry_ids_CK is not None:
         logits_CV.scatter_(1, entry_ids_CK, MASKED_LOGIT)
     tail_logits_C1 = softmax_(logits_CV)
@@ -72,5 +74,6 @@ def gradient_(law: RowLaw, weight_C: Tensor, pull_C: Tensor | None, teacher_logp
         buckets_CB = buckets_CB - pull_C[:, None] * teacher_logprobs_CB.exp()
     gradient_CV = law.within_tail_CV.mul_(buckets_CB[:, -1:])
     if law.entry_ids_CK is not None:
-        gradient_CV.scatter_(1, law.entry_ids_CK, buckets_CB[:, :-1])
+        # Added, to what is zero there: an empty entry repeats another's id, and would overwrite it with its own nothing.
+        gradient_CV.scatter_add_(1, law.entry_ids_CK, buckets_CB[:, :-1])
     return gradient_CV

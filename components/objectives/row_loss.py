@@ -83,7 +83,8 @@ def row_loss_(
     label_logits_C = _at_label(logits_CV, labels_C)
     shares_softmax = teacher is None or spec.temperature == 1.0
     likelihood = split_law_(
-        logits_CV if shares_softmax else logits_CV.clone(), teacher.entry_ids_NK if teacher and shares_softmax else None
+        logits_CV if shares_softmax else logits_CV.clone(),
+        *((teacher.entry_ids_NK, teacher.is_empty_NK) if teacher and shares_softmax else ()),
     )
     nll_C = _where_target(labels_C, likelihood.log_partition_C - label_logits_C)
     entropy_C = law_entropy(likelihood) if spec.entropy == "full" else top_entropy_C
@@ -92,7 +93,11 @@ def row_loss_(
     softened = likelihood
     teacher_CB = None
     if teacher is not None:
-        softened = likelihood if shares_softmax else split_law_(logits_CV.div_(spec.temperature), teacher.entry_ids_NK)
+        softened = (
+            likelihood
+            if shares_softmax
+            else split_law_(logits_CV.div_(spec.temperature), teacher.entry_ids_NK, teacher.is_empty_NK)
+        )
         teacher_CB = normalise(teacher).to(logits_CV.dtype)
         kl_C = spec.temperature**2 * bucket_kl(teacher_CB, softened)
     if wants_gradient:

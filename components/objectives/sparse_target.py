@@ -17,12 +17,19 @@ MASKED_LOGIT = -1e30
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the cache holds of each target token; logprobs at the cache's temperature, except label_logprob (temperature 1)."""
+    """What the cache holds of each target token; logprobs at the cache's temperature, except label_logprob (temperature 1).
+
+    A token with fewer than K entries has empty ones at the end: logprob -inf, and the id of one of its entries again.
+    """
 
     entry_ids_NK: Tensor
     entry_logprobs_NK: Tensor
     tail_logprob_N: Tensor
     label_logprob_N: Tensor
+
+    @property
+    def is_empty_NK(self) -> Tensor:
+        return self.entry_logprobs_NK == float("-inf")
 
     def rows(self, rows: slice) -> "TeacherTargets":
         """The same of some of the tokens: views, no copies."""

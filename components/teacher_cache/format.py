@@ -1,38 +1,30 @@
-"""The teacher cache on disk: manifest, shards, identity.
+"""The teacher cache on disk: identity and manifest. docs/teacher-cache.md describes the whole format for whoever writes a reader.
 
     teacher_cache/
-      manifest.json             identity, counts, checksum of each shard
-      shard-00000.safetensors   tensors of many records, one after the other
+      manifest.json               identity, counts, size and checksums of every file
+      index.safetensors           where each record is                       components/teacher_cache/record_index.py
+      shard-<key>.safetensors     the tokens of many records, in a row       components/teacher_cache/shard_file.py
 
-A record is one training row, addressed by its fingerprint (token ids and target marks), so the cache does not depend on
-batch size, order, seed or number of ranks. Per target token n (with `positions: all` per predicted token, prompt included;
-N tokens in a shard, R records, K entries):
-
-    entry_ids       [N, K]   int32     the top K tokens of the full softmax at `temperature`
-    entry_logprobs  [N, K]   float16   their logprobs
-    tail_logprob    [N]      float16   log of the probability of all other tokens; stored, never 1 - sum (cancellation)
-    label_logprob   [N]      float32   logprob of the realised token at temperature 1
-    label_rank      [N]      int32     0 when the realised token is the most likely
-    entropy         [N]      float32   of the full law at temperature 1, nats
-    log_partition   [N]      float32   logsumexp of the raw logits
-    margin          [N]      float32   top-1 minus top-2 logit
-    record_starts   [R + 1]  int64     record r owns tokens record_starts[r] : record_starts[r + 1]
-    record_names    [R, 16]  uint8     the record's fingerprint
-
-safetensors notices a truncated file but not a flipped bit, hence a checksum of each shard in the manifest.
+A record is one training row, addressed by its fingerprint (token ids and target marks), so the cache does not depend on batch
+size, order, seed or number of ranks. It holds the laws of the row's target tokens, or with `positions: all` those of all tokens
+that something predicts.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from components.artifacts import fingerprint_json
 from components.errors import CacheMismatchError
 from components.sealed_manifest import read_sealed, seal_of, write_sealed
+from components.teacher_cache.integer_packing import EntryLayout
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
+INDEX = "index.safetensors"
 REPAIR = "dvc repro -f -s cache_teacher"
+DATA_FIELDS = ("tokenizer_fingerprint", "template_fingerprint", "data_fingerprint")
+"""What decides which records there are; all other fields decide what is in a record."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,14 @@ class CacheIdentity:
 
     model_fingerprint: str
     tokenizer_fingerprint: str
+    template_fingerprint: str
     data_fingerprint: str
-    num_entries: int
-    temperature: float
-    precision: str
+    source: str = "capture"
+    max_entries: int = 64
+    tail_mass: float = 0.03
+    probability_bits: int = 12
+    temperature: float = 1.0
+    precision: str = "fp32"
     positions: str = "targets"
     schema_version: int = SCHEMA_VERSION
 
@@ -52,19 +48,51 @@ class CacheIdentity:
     def fingerprint(self) -> str:
         return fingerprint_json(asdict(self))
 
+    @property
+    def law_fingerprint(self) -> str:
+        """Of what decides a record's content, whatever other records there are: two caches that share it can share records."""
+        return fingerprint_json({name: value for name, value in asdict(self).items() if name not in DATA_FIELDS})
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard in the manifest: xxh3-128 of the whole file, of its header (`header_bytes` long) and of each column."""
+
+    name: str
+    num_tokens: int
+    num_bytes: int
+    header_bytes: int
+    checksum: str
+    header_checksum: str
+    column_checksums: dict[str, str]
+
 
 @dataclass(frozen=True)
 class CacheManifest:
+    """`num_tokens`: of the records of this data; `has_sidecar`: False for imported laws, which lack exact statistics."""
+
     identity: CacheIdentity
     vocabulary_size: int
     num_records: int
     num_tokens: int
-    num_bytes: int
-    checksums: dict[str, str] = field(default_factory=dict)
+    has_sidecar: bool
+    index_bytes: int
+    index_checksum: str
+    shards: list[ShardEntry]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.index_bytes + sum(shard.num_bytes for shard in self.shards)
 
     @property
     def bytes_per_token(self) -> float:
-        return self.num_bytes / self.num_tokens if self.num_tokens else 0.0
+        """Of all tokens that the shards hold, those of rows that are no longer in the data included."""
+        num_tokens = sum(shard.num_tokens for shard in self.shards)
+        return self.num_bytes / num_tokens if num_tokens else 0.0
+
+    @property
+    def entry_layout(self) -> EntryLayout:
+        return EntryLayout.of(self.vocabulary_size, self.identity.probability_bits)
 
     @property
     def seal(self) -> str:
@@ -77,7 +105,8 @@ class CacheManifest:
 
 def read_manifest(folder: Path) -> CacheManifest:
     def build(fields: dict[str, Any]) -> CacheManifest:
-        return CacheManifest(**{**fields, "identity": CacheIdentity(**fields["identity"])})
+        shards = [ShardEntry(**entry) for entry in fields["shards"]]
+        return CacheManifest(**{**fields, "identity": CacheIdentity(**fields["identity"]), "shards": shards})
 
     return read_sealed(
         folder / MANIFEST,

@@ -11,8 +11,12 @@ def expected_identity(params: TeacherCacheParams) -> CacheIdentity:
     return CacheIdentity(
         model_fingerprint=base["fingerprint"],
         tokenizer_fingerprint=data["tokenizer_fingerprint"],
+        template_fingerprint=data["template_fingerprint"],
         data_fingerprint=data["train_fingerprint"],
-        num_entries=params.num_entries,
+        source=params.source,
+        max_entries=params.max_entries,
+        tail_mass=params.tail_mass,
+        probability_bits=params.probability_bits,
         temperature=params.temperature,
         precision=params.precision,
         positions=params.positions,

@@ -1,56 +1,52 @@
-"""Reading the teacher cache: random access by record fingerprint, refused unless it was made for exactly this run."""
+"""Reading the teacher cache: random access by record fingerprint, refused unless it was made for exactly this run.
 
-import itertools
+Opening costs the manifest, the index's checksum and the shards' headers, whatever the shards weigh; every record is checked
+against its own checksum when it is read. Memory does not grow with the cache: all is memory-mapped, and processes share it.
+
+Shapes: N tokens of the records that are read, K the most entries that one of these tokens keeps, M entries of all of them.
+"""
+
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from components.artifacts import fingerprint_file
 from components.errors import ArtifactError, CacheMismatchError
-from components.teacher_cache.format import REPAIR, CacheIdentity, check_identity, read_manifest
+from components.teacher_cache.encoding import pad_entries, unpack_record
+from components.teacher_cache.format import INDEX, REPAIR, CacheIdentity, check_identity, read_manifest
+from components.teacher_cache.record_index import MISSING, RecordIndex, open_index
+from components.teacher_cache.shard_file import EncodedRecord, ShardTensors, record_checksum
 
-COLUMNS = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob", "label_rank", "entropy")
+SIDECAR = ("label_logprob", "label_rank", "entropy", "log_partition", "margin")
+"""Columns handed out beside `entry_ids`, `entry_logprobs` and `tail_logprob`."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    shard: int
-    start: int
-    stop: int
+class RecordRequest:
+    """A record by the fingerprint of the batch's own token ids; of its tokens those where `is_wanted` holds (None: all)."""
+
+    fingerprint: str
+    num_tokens: int
+    is_wanted: npt.NDArray[np.bool_] | None = None
 
 
 class TeacherCacheReader:
-    """Memory-mapped shards; opening checks identity and checksums, reading checks the number of target tokens."""
+    """`read` and `read_batch` give columns of tensors: `entry_ids` [N, K], `entry_logprobs` [N, K], the rest [N]."""
 
     def __init__(self, folder: Path, expected: CacheIdentity) -> None:
         manifest = read_manifest(folder)
         check_identity(manifest.identity, expected, folder)
         self.manifest = manifest
         self._folder = folder
-        self._shards: list[dict[str, Any]] = []
-        self._places: dict[str, _Place] = {}
-        for number, (name, checksum) in enumerate(sorted(manifest.checksums.items())):
-            self._open_shard(number, folder / name, checksum)
-
-    def _open_shard(self, number: int, file: Path, checksum: str) -> None:
-        if not file.exists():
-            raise ArtifactError(f"{file} is missing from the teacher cache. Run: {REPAIR}")
-        if fingerprint_file(file) != checksum:
-            raise ArtifactError(f"{file} is damaged: its checksum is not the manifest's {checksum}. Run: {REPAIR}")
-        try:
-            shard = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise ArtifactError(f"{file} cannot be read ({error}). Run: {REPAIR}") from None
-        starts = shard.get_tensor("record_starts").tolist()
-        names = shard.get_tensor("record_names").numpy()
-        for record, (start, stop) in enumerate(itertools.pairwise(starts)):
-            self._places[names[record].tobytes().hex()] = _Place(number, start, stop)
-        self._shards.append({name: shard.get_slice(name) for name in COLUMNS})
+        self._layout = manifest.entry_layout
+        self._index = open_checked_index(folder, manifest.index_checksum)
+        self._shards = [ShardTensors(folder / entry.name, entry) for entry in manifest.shards]
 
     @property
     def holds_prompt(self) -> bool:
@@ -58,25 +54,92 @@ class TeacherCacheReader:
         return self.manifest.identity.positions == "all"
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._index)
 
-    def read(self, fingerprint: str, num_targets: int) -> dict[str, Tensor]:
+    def read(self, fingerprint: str, num_tokens: int) -> dict[str, Tensor]:
         """The columns of one record; `fingerprint` must be computed from the batch's own token ids, not taken on trust."""
-        place = self._places.get(fingerprint)
-        if place is None or place.stop - place.start != num_targets:
-            raise CacheMismatchError(
-                f"record {fingerprint} ({num_targets} tokens) is not in {self._folder}, which was made for data "
-                f"{self.manifest.identity.data_fingerprint}. Run: dvc repro cache_teacher"
-            )
-        return {name: column[place.start : place.stop] for name, column in self._shards[place.shard].items()}
+        return self.read_batch([RecordRequest(fingerprint, num_tokens)])
 
     def read_targets(self, fingerprint: str, is_target: Sequence[bool]) -> dict[str, Tensor]:
         """The columns of one record's target tokens, whatever else the cache holds of it."""
-        if not self.holds_prompt:
-            return self.read(fingerprint, sum(is_target[1:]))
-        is_target_N = torch.tensor(is_target[1:])
-        return {name: values[is_target_N] for name, values in self.read(fingerprint, len(is_target) - 1).items()}
+        return self.read_batch([self.targets_of(fingerprint, is_target)])
 
-    def column(self, name: str) -> Tensor:
-        """One per-token column over the whole cache, in shard order (for thresholds and histograms)."""
-        return torch.cat([shard[name][:] for shard in self._shards])
+    def read_statistics(self, fingerprint: str, is_target: Sequence[bool]) -> dict[str, Tensor]:
+        """SIDECAR of one record's target tokens alone, [N] each: no entry is decoded."""
+        request = self.targets_of(fingerprint, is_target)
+        record = self._find(request)
+        return {name: torch.from_numpy(_wanted(record.columns[name], request.is_wanted).astype(np.float32)) for name in SIDECAR}
+
+    def targets_of(self, fingerprint: str, is_target: Sequence[bool]) -> RecordRequest:
+        """A request for a row's target tokens."""
+        is_target_N = np.asarray(is_target[1:], dtype=bool)
+        if not self.holds_prompt:
+            return RecordRequest(fingerprint, int(is_target_N.sum()))
+        return RecordRequest(fingerprint, len(is_target_N), is_target_N)
+
+    def read_batch(self, requests: Sequence[RecordRequest]) -> dict[str, Tensor]:
+        """The columns of several records' tokens, one record after the other."""
+        records = [(self._find(request), request.is_wanted) for request in requests]
+        entries = [self._entries(record, is_wanted) for record, is_wanted in records]
+        columns = {
+            name: np.concatenate([_wanted(record.columns[name], is_wanted) for record, is_wanted in records])
+            for name in ("num_entries", "tail_logprob", *SIDECAR)
+        }
+        ids_NK, logprobs_NK = pad_entries(
+            np.concatenate([ids_M for ids_M, _ in entries]),
+            np.concatenate([logprobs_M for _, logprobs_M in entries]),
+            columns.pop("num_entries"),
+        )
+        columns["label_rank"] = columns["label_rank"].astype(np.int32)
+        tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+        return {"entry_ids": ids_NK, "entry_logprobs": logprobs_NK, **tensors}
+
+    def _find(self, request: RecordRequest) -> EncodedRecord:
+        place = self._index.find(request.fingerprint)
+        if place == MISSING or self._index.num_tokens[place] != request.num_tokens:
+            identity = self.manifest.identity
+            raise CacheMismatchError(
+                f"record {request.fingerprint} ({request.num_tokens} tokens) is not in {self._folder}, which was made for data "
+                f"{identity.data_fingerprint} (tokenizer {identity.tokenizer_fingerprint}, template "
+                f"{identity.template_fingerprint}). Other tokens, another template or another cut make another record. "
+                "Run: dvc repro cache_teacher"
+            )
+        record, shard = self._record(place)
+        if record_checksum(record) != self._index.checksum[place]:
+            raise ArtifactError(
+                f"{shard.file} is damaged in record {request.fingerprint}: its checksum is not the index's. Only what is damaged "
+                f"will be captured again. Run: {REPAIR}"
+            )
+        return record
+
+    def _record(self, place: int) -> tuple[EncodedRecord, ShardTensors]:
+        index = self._index
+        shard = self._shards[index.shard[place]]
+        first_token, first_byte = int(index.first_token[place]), int(index.first_byte[place])
+        tokens = slice(first_token, first_token + int(index.num_tokens[place]))
+        return shard.record(tokens, slice(first_byte, first_byte + int(index.num_bytes[place]))), shard
+
+    def _entries(
+        self, record: EncodedRecord, is_wanted: npt.NDArray[np.bool_] | None
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        num_entries_N = record.columns["num_entries"]
+        packed = np.frombuffer(record.entries, dtype=np.uint8)
+        ids_M, logprobs_M = unpack_record(packed, int(num_entries_N.sum(dtype=np.int64)), self._layout)
+        if is_wanted is None:
+            return ids_M, logprobs_M
+        is_wanted_M = np.repeat(is_wanted, num_entries_N)
+        return ids_M[is_wanted_M], logprobs_M[is_wanted_M]
+
+
+def _wanted(values: npt.NDArray[np.generic], is_wanted: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.generic]:
+    return values if is_wanted is None else values[is_wanted]
+
+
+def open_checked_index(folder: Path, checksum: str) -> RecordIndex:
+    """The index, refused when it is missing or not the manifest's. xxh3 reads it at some 10 GB/s: 50 bytes a record."""
+    file = folder / INDEX
+    if not os.path.exists(file):
+        raise ArtifactError(f"{file} is missing from the teacher cache. Run: {REPAIR}")
+    if fingerprint_file(file) != checksum:
+        raise ArtifactError(f"{file} is damaged: its checksum is not the manifest's {checksum}. Run: {REPAIR}")
+    return open_index(file, REPAIR)

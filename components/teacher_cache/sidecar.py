@@ -1,23 +1,23 @@
 """The cache's columns of one number per token, for the rows in their own order; entries and checksums are not touched.
 
 Opening takes milliseconds whatever the shards weigh: what is not asked for stays on the disk. A row that the cache does not
-have is refused; a flipped bit is not noticed here (the reader that training uses checks every shard).
+have is refused, and so is a column that is not, byte for byte, what was written.
 
 Shapes: N target tokens of all rows, in order.
 """
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from safetensors import SafetensorError, safe_open
 
 from components.data.tokenized import FlatRows
-from components.errors import ArtifactError, CacheMismatchError
-from components.teacher_cache.format import REPAIR, read_manifest
+from components.errors import CacheMismatchError
+from components.teacher_cache.format import read_manifest
+from components.teacher_cache.reader import open_checked_index
+from components.teacher_cache.record_index import MISSING
+from components.teacher_cache.shard_file import ShardTensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,37 +32,26 @@ def predicted_targets(rows: FlatRows) -> npt.NDArray[np.bool_]:
 
 def read_sidecar(folder: Path, rows: FlatRows, names: Sequence[str]) -> dict[str, Floats]:
     """The named columns for every predicted target of `rows`, [N] each."""
-    stored, places = _read_shards(folder, names)
+    manifest = read_manifest(folder)
+    index = open_checked_index(folder, manifest.index_checksum)
+    shards = [ShardTensors(folder / entry.name, entry) for entry in manifest.shards]
+    starts = np.cumsum([0, *(entry.num_tokens for entry in manifest.shards)])
+    columns = {
+        name: np.concatenate([shard.whole_column(name) for shard in shards] or [np.zeros(0)]).astype(np.float64) for name in names
+    }
     is_target_T = predicted_targets(rows)
     indices = []
-    for row, fingerprint in enumerate(rows.fingerprints):
-        first, last = rows.row_starts[row], rows.row_starts[row + 1]
-        own = is_target_T[first:last]
-        start, stop = places.get(fingerprint, (0, -1))
-        if stop - start == own.sum():
-            indices.append(np.arange(start, stop))
-        elif stop - start == len(own) - 1:  # `positions: all`: prompt tokens are cached too
+    for row, place in enumerate(index.find_all(rows.fingerprints)):
+        own = is_target_T[rows.row_starts[row] : rows.row_starts[row + 1]]
+        count = int(index.num_tokens[place]) if place != MISSING else -1
+        start = int(starts[index.shard[place]] + index.first_token[place]) if place != MISSING else 0
+        if count == own.sum():
+            indices.append(np.arange(start, start + count))
+        elif count == len(own) - 1:  # `positions: all`: prompt tokens are cached too
             indices.append(start + np.flatnonzero(own[1:]))
         else:
-            raise CacheMismatchError(f"row {row} ({fingerprint}) is not in {folder} as it is now. Run: dvc repro cache_teacher")
+            raise CacheMismatchError(
+                f"row {row} ({rows.fingerprints[row]}) is not in {folder} as it is now. Run: dvc repro cache_teacher"
+            )
     index_N = np.concatenate(indices) if indices else np.zeros(0, dtype=np.int64)
-    return {name: values[index_N] for name, values in stored.items()}
-
-
-def _read_shards(folder: Path, names: Sequence[str]) -> tuple[dict[str, Floats], dict[str, tuple[int, int]]]:
-    """Columns over all shards, and where each record's tokens are in them."""
-    parts: dict[str, list[Floats]] = {name: [] for name in names}
-    places: dict[str, tuple[int, int]] = {}
-    base = 0
-    for shard_name in sorted(read_manifest(folder).checksums):
-        try:
-            with safe_open(folder / shard_name, framework="pt") as shard:
-                starts = (shard.get_tensor("record_starts") + base).tolist()
-                keys = [bytes(key).hex() for key in shard.get_tensor("record_names").numpy()]
-                for name in names:
-                    parts[name].append(shard.get_tensor(name).to(torch.float64).numpy())
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{folder / shard_name} cannot be read ({error}). Run: {REPAIR}") from None
-        places.update(zip(keys, itertools.pairwise(starts), strict=True))
-        base = starts[-1]
-    return {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}, places
+    return {name: values[index_N] for name, values in columns.items()}

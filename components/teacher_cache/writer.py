@@ -1,168 +1,188 @@
-"""Making the teacher cache: one forward pass of the frozen base over the training rows, shard by shard.
+"""Making the teacher cache: one forward pass of the frozen base over the training rows that no earlier cache holds.
 
-A killed capture loses at most the shard it was working on: finished shards wait under the work folder, which is keyed by the
-cache's identity and the size of a shard, and the same command goes on from there.
+A killed capture goes on from its finished shards. Any number of processes may run this at once, on one machine or on several that
+share the file system: each claims shards until none is left, and one publishes when all are finished. What a process knows of
+the others is what lies in the work folder: `<work>/<law>/<identity>/`.
 """
 
-import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 
-from components.artifacts import fingerprint_file, fingerprint_json, publish_folder, write_text
-from components.data.training_rows import TrainingRow, count_targets
-from components.errors import ModelError
-from components.teacher_cache.capture import CapturedTokens, capture_tokens, concatenate
-from components.teacher_cache.format import CacheIdentity, CacheManifest
+from components.data.training_rows import TrainingRow
+from components.teacher_cache.capture import LawCapture, LawSettings
+from components.teacher_cache.capture_progress import CaptureProgress
+from components.teacher_cache.claims import exclusively, sharing, try_claim
+from components.teacher_cache.disk_space import naming_full_disk
+from components.teacher_cache.format import CacheIdentity, CacheManifest, read_manifest
+from components.teacher_cache.integer_packing import EntryLayout
+from components.teacher_cache.publication import (
+    PRESENCE,
+    Watch,
+    adopt_shard,
+    clear_work,
+    lies_ready,
+    publish,
+    published,
+    put_in_place,
+    take_over,
+)
+from components.teacher_cache.shard_capture import ShardCapturer, finished_shard
+from components.teacher_cache.shard_plan import CapturePlan, CaptureSettings, PlannedShard, plan_capture
 
-
-def count_kept(row: TrainingRow, positions: str) -> int:
-    """Tokens whose laws the cache keeps: the targets, or all that something predicts."""
-    return count_targets(row) if positions == "targets" else len(row.input_ids) - 1
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class CaptureSettings:
-    batch_tokens: int
-    shard_tokens: int
+class Rank:
+    """This process among those that were started together: ranks other than 0 leave when no shard is left to claim.
+
+    `local`: its number on this machine, which says which GPU is its own.
+    """
+
+    number: int = 0
+    count: int = 1
+    local: int | None = None
+
+    @classmethod
+    def of_environment(cls, variables: Mapping[str, str]) -> "Rank":
+        """As torchrun and accelerate launch set it; without them a process is alone."""
+        local = variables.get("LOCAL_RANK")
+        number, count = int(variables.get("RANK", "0")), int(variables.get("WORLD_SIZE", "1"))
+        return cls(number, count, None if local is None else int(local))
+
+
+ALONE = Rank()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The frozen base: `load` is called only if something must be captured."""
+
+    load: Callable[[], torch.nn.Module]
+    vocabulary_size: int
 
 
 def write_cache(
-    model: torch.nn.Module,
+    teacher: Teacher,
     rows: Sequence[TrainingRow],
     identity: CacheIdentity,
     settings: CaptureSettings,
     *,
     target: Path,
     work: Path,
-) -> CacheManifest:
-    """Capture every distinct row and publish the cache at `target`; resumes from finished shards under `work`."""
-    work = work / fingerprint_json({**asdict(identity), "shard_tokens": settings.shard_tokens})
-    work.mkdir(parents=True, exist_ok=True)
-    distinct = list({row.fingerprint: index for index, row in enumerate(rows)}.values())
-    shards = plan_shards([rows[index] for index in distinct], settings.shard_tokens, identity.positions)
-    num_tokens = sum(count_kept(row, identity.positions) for shard in shards for row in shard)
-    model.eval()
-    with tqdm(total=num_tokens, unit="tok", desc="cache_teacher") as progress:
-        for number, shard in enumerate(shards):
-            if not _is_finished(work, number):
-                _write_shard(work, number, _capture_shard(model, shard, identity, settings.batch_tokens))
-            progress.update(sum(count_kept(row, identity.positions) for row in shard))
-    return _publish(work, target, len(shards), identity, num_tokens, len(distinct), _vocabulary_size(model))
+    rank: Rank = ALONE,
+) -> CacheManifest | None:
+    """Capture what is missing and publish the cache at `target`; resumes from finished shards under `work`.
+
+    Ranks other than 0 return None: they have captured, and do not publish.
+    """
+    own = work / identity.law_fingerprint / identity.fingerprint
+    lock = work / "plan.lock"
+    """Held by whoever looks at what is there, publishes or clears: so nobody plans with what is about to go."""
+    with ExitStack() as stack:
+        with naming_full_disk(work):
+            work.mkdir(parents=True, exist_ok=True)
+            with exclusively(lock):
+                own.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(sharing(own / PRESENCE))
+                if lies_ready(own, identity):
+                    put_in_place(target, own)
+                watch = Watch(target, identity)
+                plan = None if published(target, identity) else plan_capture(rows, identity, settings, target)
+                if plan is not None:
+                    take_over(plan, own)
+        if plan is not None:
+            layout = EntryLayout.of(teacher.vocabulary_size, identity.probability_bits)
+            _Capture(teacher, rows, identity, settings, layout, rank).run(plan, own, watch)
+        if rank.number != 0:
+            return None
+        with naming_full_disk(work), exclusively(lock):
+            if plan is not None and published(target, identity) is None:
+                publish(plan, identity, teacher.vocabulary_size, target=target, work=own)
+    with exclusively(lock):
+        clear_work(own)
+    return read_manifest(target)
 
 
-def plan_shards(rows: Sequence[TrainingRow], shard_tokens: int, positions: str = "targets") -> list[list[TrainingRow]]:
-    """Rows in order, a new shard as soon as the last one holds `shard_tokens` tokens."""
-    shards: list[list[TrainingRow]] = [[]]
-    size = 0
-    for row in rows:
-        if size >= shard_tokens:
-            shards.append([])
-            size = 0
-        shards[-1].append(row)
-        size += count_kept(row, positions)
-    return shards
+class _Capture:
+    """One process's part of a capture: claim, capture, until nothing is left."""
 
+    def __init__(
+        self,
+        teacher: Teacher,
+        rows: Sequence[TrainingRow],
+        identity: CacheIdentity,
+        settings: CaptureSettings,
+        layout: EntryLayout,
+        rank: Rank,
+    ) -> None:
+        self._teacher, self._rows, self._identity, self._settings = teacher, rows, identity, settings
+        self._layout, self._rank = layout, rank
+        self._capturer: ShardCapturer | None = None
+        self._finished: set[str] = set()
 
-def _capture_shard(
-    model: torch.nn.Module, rows: list[TrainingRow], identity: CacheIdentity, batch_tokens: int
-) -> dict[str, Tensor]:
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    captured: dict[int, CapturedTokens] = {}
-    for batch in _batches_by_tokens(order, rows, batch_tokens):
-        for index, tokens in zip(batch, _capture_batch(model, [rows[i] for i in batch], identity), strict=True):
-            captured[index] = tokens
-    columns = concatenate([captured[index] for index in range(len(rows))])
-    counts = torch.tensor([0, *(count_kept(row, identity.positions) for row in rows)])
-    names = torch.tensor([list(bytes.fromhex(row.fingerprint)) for row in rows], dtype=torch.uint8)
-    return {**columns, "record_starts": counts.cumsum(0), "record_names": names}
+    def run(self, plan: CapturePlan, work: Path, watch: Watch) -> None:
+        """Return when every shard is finished; a rank other than 0 when there is none left to claim."""
+        is_quiet = self._rank.number != 0
+        bar = tqdm(total=plan.num_tokens, initial=plan.num_kept_tokens, unit="tok", desc="cache_teacher", disable=is_quiet)
+        progress = CaptureProgress(bar, work)
+        try:
+            while todo := self._unfinished(plan, work, progress):
+                was_busy = self._capture_round(todo, work, progress, watch)
+                if watch.is_published() or (self._rank.number != 0 and not was_busy):
+                    return
+                if not was_busy:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            bar.close()
+            if self._capturer is not None:
+                self._capturer.close()
 
+    def _unfinished(self, plan: CapturePlan, work: Path, progress: CaptureProgress) -> list[PlannedShard]:
+        for shard in plan.new:
+            if shard.name not in self._finished and (finished_shard(work, shard.name) or adopt_shard(work, shard.name)):
+                self._finished.add(shard.name)
+                progress.count_shard(shard)
+        return [shard for shard in plan.new if shard.name not in self._finished]
 
-def _batches_by_tokens(order: list[int], rows: list[TrainingRow], batch_tokens: int) -> list[list[int]]:
-    """Batches of rows of like length (ascending) whose padded size stays within `batch_tokens`."""
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and (len(batches[-1]) + 1) * len(rows[index].input_ids) <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    def _capture_round(self, todo: Sequence[PlannedShard], work: Path, progress: CaptureProgress, watch: Watch) -> bool:
+        """Capture every shard that nobody else works on; False when there was none. Ranks begin at different shards."""
+        turn = self._rank.number * len(todo) // self._rank.count
+        in_turn = [*todo[turn:], *todo[:turn]]
+        was_free = [not watch.is_published() and self._capture_if_free(shard, todo, work, progress) for shard in in_turn]
+        if self._capturer is not None:
+            self._capturer.finish()
+        return any(was_free)
 
+    def _capture_if_free(self, shard: PlannedShard, todo: Sequence[PlannedShard], work: Path, progress: CaptureProgress) -> bool:
+        with naming_full_disk(work):
+            work.mkdir(parents=True, exist_ok=True)  # another capture may have published and cleared it
+            claim = try_claim(work / f"{shard.name}.lock")
+        if claim is None:
+            return False
+        try:
+            if finished_shard(work, shard.name) is not None:  # since we looked
+                claim.release()
+                return True
+            progress.begin_shard(shard, todo)
+            capturer = self._ready(progress)
+        except BaseException:
+            claim.release()
+            raise
+        capturer.capture(shard, work, claim)
+        return True
 
-@torch.no_grad()
-def _capture_batch(model: torch.nn.Module, rows: list[TrainingRow], identity: CacheIdentity) -> list[CapturedTokens]:
-    width = max(len(row.input_ids) for row in rows)
-    device = next(model.parameters()).device
-    input_BT = torch.tensor([[*row.input_ids, *[0] * (width - len(row.input_ids))] for row in rows], device=device)
-    present_BT = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows], device=device)
-    target_BT = torch.tensor([[*row.is_target, *[False] * (width - len(row.is_target))] for row in rows], device=device)[:, 1:]
-    if identity.positions == "all":
-        target_BT = present_BT[:, 1:] > 0
-    logits_BTV = model(input_ids=input_BT, attention_mask=present_BT, use_cache=False).logits[:, :-1]
-    tokens = capture_tokens(logits_BTV[target_BT], input_BT[:, 1:][target_BT], identity.num_entries, identity.temperature)
-    counts_B = target_BT.sum(1)
-    _refuse_non_finite(tokens.label_logprob, counts_B, rows)
-    ends = counts_B.cumsum(0).tolist()
-    return [tokens.slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
-
-
-def _refuse_non_finite(label_logprob_N: Tensor, counts_B: Tensor, rows: list[TrainingRow]) -> None:
-    """A base that gives NaN, or rules a target out, would only be noticed as a broken loss deep in the training."""
-    is_broken_N = ~torch.isfinite(label_logprob_N)
-    if is_broken_N.any():
-        row = rows[int((counts_B.cpu().cumsum(0) > int(is_broken_N.int().argmax())).int().argmax())]
-        raise ModelError(
-            f"the base model's loss is not finite on row {row.fingerprint} (it begins with tokens {row.input_ids[:8]}). "
-            "Try teacher_cache.precision: fp32, check the model's weights, or remove that row from the data"
-        )
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.safetensors"
-
-
-def _is_finished(work: Path, number: int) -> bool:
-    """A shard counts when its checksum was written after it and still holds; anything else is done again."""
-    file = work / _shard_name(number)
-    checksum = file.with_suffix(".xxh3")
-    return file.exists() and checksum.exists() and checksum.read_text() == fingerprint_file(file)
-
-
-def _write_shard(work: Path, number: int, tensors: dict[str, Tensor]) -> None:
-    file = work / _shard_name(number)
-    temporary = file.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, file)
-    write_text(file.with_suffix(".xxh3"), fingerprint_file(file))
-
-
-def _publish(
-    work: Path, target: Path, num_shards: int, identity: CacheIdentity, num_tokens: int, num_records: int, vocabulary_size: int
-) -> CacheManifest:
-    names = [_shard_name(number) for number in range(num_shards)]
-    manifest = CacheManifest(
-        identity=identity,
-        vocabulary_size=vocabulary_size,
-        num_records=num_records,
-        num_tokens=num_tokens,
-        num_bytes=sum((work / name).stat().st_size for name in names),
-        checksums={name: fingerprint_file(work / name) for name in names},
-    )
-    with publish_folder(target) as staging:
-        for name in names:
-            shutil.copy2(work / name, staging / name)
-        manifest.write(staging)
-    shutil.rmtree(work)
-    return manifest
-
-
-def _vocabulary_size(model: torch.nn.Module) -> int:
-    return int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    def _ready(self, progress: CaptureProgress) -> ShardCapturer:
+        if self._capturer is None:
+            law = LawSettings(self._identity.max_entries, self._identity.temperature, self._identity.positions)
+            capture = LawCapture(self._teacher.load(), law)
+            self._capturer = ShardCapturer(
+                capture, self._rows, self._identity, self._layout, self._settings.batch_tokens, progress.advance
+            )
+        return self._capturer

@@ -12,7 +12,7 @@ from torch import Tensor
 from components.artifacts import fingerprint_row
 from components.data.batching import pack_rows, pad_rows
 from components.data.training_rows import TrainingRow, count_targets
-from components.teacher_cache.reader import TeacherCacheReader
+from components.teacher_cache.reader import RecordRequest, TeacherCacheReader
 
 TEACHER_COLUMNS = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob")
 TEACHER_PREFIX, SCORE_PREFIX = "teacher_", "score_"
@@ -52,23 +52,24 @@ class TeacherCollator:
         batch = pack_rows(rows) if self.packing else pad_rows(rows, self.pad_token_id)
         names = [fingerprint_row(row.input_ids, row.is_target) for row in rows]
         if self.cache is not None:
-            records = [self._teacher(self.cache, row, name) for row, name in zip(rows, names, strict=True)]
-            batch |= {f"{TEACHER_PREFIX}{name}": torch.cat([record[name] for record in records]) for name in TEACHER_COLUMNS}
+            columns = self._teacher_columns(self.cache, rows, names)
+            batch |= {f"{TEACHER_PREFIX}{name}": columns[name] for name in TEACHER_COLUMNS}
         if self.columns:
             assert self.scores is not None, "columns come from artifacts/token_scores"
             found = [self._scores(self.scores, row, name) for row, name in zip(rows, names, strict=True)]
             batch |= {f"{SCORE_PREFIX}{name}": torch.cat([record[name] for record in found]) for name in self.columns}
         return batch
 
-    def _teacher(self, cache: TeacherCacheReader, row: TrainingRow, name: str) -> dict[str, Tensor]:
-        """Columns of the row's predicted tokens: its targets, or all of them."""
+    def _teacher_columns(self, cache: TeacherCacheReader, rows: Sequence[TrainingRow], names: Sequence[str]) -> dict[str, Tensor]:
+        """Columns of the rows' predicted tokens: their targets, or all of them."""
+        if self.with_prompt and cache.holds_prompt:
+            return cache.read_batch([RecordRequest(name, len(row.input_ids) - 1) for row, name in zip(rows, names, strict=True)])
+        columns = cache.read_batch([cache.targets_of(name, row.is_target) for row, name in zip(rows, names, strict=True)])
         if not self.with_prompt:
-            return cache.read_targets(name, row.is_target)
-        if cache.holds_prompt:
-            return cache.read(name, len(row.input_ids) - 1)
+            return columns
         # Only with an online teacher: the cache serves the base's logprob of the labels, and of a prompt token none is looked at.
-        record, is_target_N = cache.read_targets(name, row.is_target), torch.tensor(row.is_target[1:])
-        return {column: spread_targets(values, is_target_N) for column, values in record.items()}
+        is_target_N = torch.cat([torch.tensor(row.is_target[1:]) for row in rows])
+        return {column: spread_targets(values, is_target_N) for column, values in columns.items()}
 
     def _scores(self, scores: ScoreSource, row: TrainingRow, name: str) -> dict[str, Tensor]:
         """Scores are of targets; a prompt token that is only distilled has none, and 0 in its place is never looked at."""

@@ -121,8 +121,8 @@ def _known_columns(
     """Base logprob and entropy of a row's targets, and the columns that the score is made of."""
     found: dict[str, torch.Tensor] = {}
     if cache is not None:
-        record = cache.read_targets(name, row.is_target)
-        found |= {column: record[column].float() for column in ("label_logprob", "entropy")}
+        statistics = cache.read_statistics(name, row.is_target)
+        found |= {column: statistics[column] for column in ("label_logprob", "entropy")}
     if objective.columns:
         assert scores is not None
         columns = scores.read(name, count_targets(row))

@@ -13,8 +13,8 @@ from components.objectives.sparse_target import TeacherTargets
 from components.objectives.token_loss import token_terms
 from components.objectives.weights import TokenFacts
 from components.params import ObjectiveParams
-from components.teacher_cache.capture import capture_tokens
 from components.uncertainty.selection import quantile_threshold
+from tests.conftest import stored_laws
 
 N, V, K = 17, 31, 6
 NUM_PROMPT = 3
@@ -36,8 +36,7 @@ RANDOM = torch.rand(N, generator=torch.Generator().manual_seed(3))
 
 
 def teacher() -> TeacherTargets:
-    kept = capture_tokens(BASE, LABELS, K, 1.0)
-    return TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
+    return stored_laws(BASE, LABELS, K, 1.0)
 
 
 def facts() -> TokenFacts:

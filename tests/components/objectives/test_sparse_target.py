@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from components.objectives.sparse_target import TeacherTargets, label_nll, normalise, sparse_kl
-from components.teacher_cache.capture import capture_tokens
+from tests.conftest import stored_laws
 
 N, V = 9, 23
 EVERY_K = [1, 2, 5, V - 1, V]
@@ -18,14 +18,13 @@ def logits(seed: int, scale: float = 3.0) -> Tensor:
 
 
 def targets(logits_NV: Tensor, num_entries: int, temperature: float = 1.0, *, exact: bool = False) -> TeacherTargets:
-    """As the cache holds them (fp16), or `exact` in fp32."""
+    """As the cache holds them, or `exact` in fp32."""
     if exact:
         logprobs = (logits_NV / temperature).log_softmax(1)
         values, ids = logprobs.topk(num_entries, dim=1)
         tail = logprobs.scatter(1, ids, float("-inf")).logsumexp(1)
         return TeacherTargets(ids, values, tail, torch.zeros(N))
-    kept = capture_tokens(logits_NV, torch.zeros(N, dtype=torch.long), num_entries, temperature)
-    return TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
+    return stored_laws(logits_NV, torch.zeros(N, dtype=torch.long), num_entries, temperature)
 
 
 def dense_kl(teacher_NV: Tensor, student_NV: Tensor, temperature: float) -> Tensor:
@@ -36,7 +35,7 @@ def dense_kl(teacher_NV: Tensor, student_NV: Tensor, temperature: float) -> Tens
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("num_entries", EVERY_K)
 def test_a_student_equal_to_its_teacher_pays_nothing_and_has_no_gradient(num_entries: int, temperature: float) -> None:
-    for exact, largest_gradient in ((True, 1e-6), (False, 2e-4)):  # the cache's 16 bits cost a gradient of about 1e-4
+    for exact, largest_gradient in ((True, 1e-6), (False, 2e-4)):  # rounding to the cache's bits
         student = logits(0).requires_grad_()
         kl_N = sparse_kl(student, targets(logits(0), num_entries, temperature, exact=exact), temperature)
         (gradient,) = torch.autograd.grad(kl_N.sum(), student)

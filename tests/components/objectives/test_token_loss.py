@@ -15,9 +15,9 @@ from components.objectives.row_loss import DenseTeacher
 from components.objectives.sparse_target import TeacherTargets
 from components.objectives.token_loss import Teacher, token_terms
 from components.objectives.weights import TokenFacts, select, sequence_thresholds, token_scores, weigh
-from components.teacher_cache.capture import capture_tokens
 from components.uncertainty.scores import token_entropy
 from components.uncertainty.selection import quantile_threshold
+from tests.conftest import stored_laws
 
 N, V, K = 12, 19, 5
 LABELS = torch.arange(N) % V
@@ -29,8 +29,7 @@ def logits(seed: int) -> Tensor:
 
 
 def teacher(seed: int = 0, temperature: float = 1.0, labels: Tensor = LABELS) -> TeacherTargets:
-    kept = capture_tokens(logits(seed), labels, K, temperature)
-    return TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
+    return stored_laws(logits(seed), labels, K, temperature)
 
 
 def full(seed: int) -> DenseTeacher:
@@ -125,8 +124,7 @@ def test_a_vocabulary_entry_ruled_out_by_the_model_does_not_poison_the_loss(name
     """Models that pad their vocabulary give the padding -inf."""
     student = logits(1)
     student[:, -1] = float("-inf")
-    kept = capture_tokens(student, LABELS % (V - 1), K, 1.0)
-    held = TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
+    held = stored_laws(student, LABELS % (V - 1), K, 1.0)
     moved = student.clone().requires_grad_()
     terms = token_terms(PRESETS[name], moved, LABELS % (V - 1), held, facts(), 1.0)
     assert torch.isfinite(terms.loss_sum) and torch.isfinite(gradient(terms, moved)).all()
@@ -217,8 +215,7 @@ def test_divergences_are_those_of_their_formulas() -> None:
 
 
 def test_a_teacher_with_every_entry_is_the_full_teacher() -> None:
-    kept = capture_tokens(logits(0), LABELS, V, 1.0)
-    whole = TeacherTargets(kept.entry_ids.long(), kept.entry_logprobs.float(), kept.tail_logprob.float(), kept.label_logprob)
+    whole = stored_laws(logits(0), LABELS, V, 1.0)
     sparse, dense = (terms_of(PRESETS["sft_kl"], logits(1), held) for held in (whole, full(0)))
     torch.testing.assert_close(sparse.kl_N, dense.kl_N, rtol=2e-3, atol=2e-3)
 

@@ -8,14 +8,26 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError, CacheMismatchError
-from components.teacher_cache.format import MANIFEST, SCHEMA_VERSION, CacheManifest, check_identity, read_manifest
+from components.teacher_cache.format import (
+    DATA_FIELDS,
+    MANIFEST,
+    SCHEMA_VERSION,
+    CacheManifest,
+    ShardEntry,
+    check_identity,
+    read_manifest,
+)
 from tests.conftest import build_identity
 
 OTHER = {
     "model_fingerprint": "other",
     "tokenizer_fingerprint": "other",
+    "template_fingerprint": "other",
     "data_fingerprint": "other",
-    "num_entries": 9,
+    "source": "vllm",
+    "max_entries": 9,
+    "tail_mass": 0.5,
+    "probability_bits": 8,
     "temperature": 2.0,
     "precision": "bf16",
     "positions": "all",
@@ -23,7 +35,8 @@ OTHER = {
 
 
 def manifest() -> CacheManifest:
-    return CacheManifest(build_identity(), 50, 3, 10, 1234, {"shard-00000.safetensors": "c0ffee"})
+    shard = ShardEntry("shard-a.safetensors", 10, 1000, 100, "c0ffee", "c0", {"entries": "ffee"})
+    return CacheManifest(build_identity(), 50, 3, 10, has_sidecar=True, index_bytes=234, index_checksum="1", shards=[shard])
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -45,6 +58,12 @@ def test_another_identity_is_refused_with_the_field_both_values_and_the_command(
     assert f"{name}: cache has {value}, this run needs {getattr(ours, name)}" in said
     assert said.count("cache has") == 1 and "dvc repro cache_teacher" in said
     assert theirs.fingerprint != ours.fingerprint
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER.items())
+def test_other_data_share_their_laws_and_other_settings_do_not(name: str, value: Any) -> None:
+    other = replace(build_identity(), **{name: value})
+    assert (other.law_fingerprint == build_identity().law_fingerprint) == (name in DATA_FIELDS)
 
 
 def test_every_flipped_bit_of_the_manifest_is_refused_or_changes_nothing(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from components.data.training_rows import count_targets
 from components.errors import ArtifactError, CacheMismatchError
-from components.teacher_cache.format import MANIFEST
-from components.teacher_cache.reader import TeacherCacheReader
+from components.teacher_cache.format import INDEX, MANIFEST
+from components.teacher_cache.reader import RecordRequest, TeacherCacheReader
+from components.teacher_cache.shard_file import ShardTensors
 from tests.conftest import build_cache, build_identity, build_model, build_rows
 
 ROWS = build_rows(30)
@@ -31,12 +32,36 @@ def open_it(folder: Path, **changes: Any) -> TeacherCacheReader:
     return TeacherCacheReader(folder, build_identity(**changes))
 
 
-def test_records_are_found_in_any_order_and_together_are_the_whole_column(cache: TeacherCacheReader) -> None:
+def test_records_are_found_in_any_order_alone_and_together(cache: TeacherCacheReader) -> None:
     assert len(cache) == len(ROWS)
-    parts = {row.fingerprint: cache.read(row.fingerprint, count_targets(row)) for row in ROWS[::-1]}
-    for name in ("entropy", "label_logprob", "entry_ids"):
-        whole = torch.cat([parts[row.fingerprint][name] for row in ROWS])
-        assert torch.equal(whole, cache.column(name))
+    together = cache.read_batch([RecordRequest(row.fingerprint, count_targets(row)) for row in ROWS[::-1]])
+    start = 0
+    for row in ROWS[::-1]:
+        alone = cache.read(row.fingerprint, count_targets(row))
+        stop = start + count_targets(row)
+        assert torch.equal(together["entropy"][start:stop], alone["entropy"])
+        assert torch.equal(together["entry_ids"][start:stop, : alone["entry_ids"].shape[1]], alone["entry_ids"])
+        start = stop
+
+
+def test_the_targets_of_a_cache_with_prompts_are_those_of_a_cache_without(tmp_path: Path) -> None:
+    everything = build_cache(tmp_path / "all", build_model(), ROWS, positions="all", tail_mass=0.05)
+    targets = build_cache(tmp_path / "targets", build_model(), ROWS, tail_mass=0.05)
+    for row in ROWS:
+        one, other = (cache.read_targets(row.fingerprint, row.is_target) for cache in (everything, targets))
+        torch.testing.assert_close(one["label_logprob"], other["label_logprob"], rtol=0, atol=1e-5)
+        assert one["entry_ids"].shape == other["entry_ids"].shape
+        statistics = everything.read_statistics(row.fingerprint, row.is_target)
+        for name in ("label_logprob", "entropy", "label_rank", "margin"):
+            assert torch.equal(statistics[name], one[name].float())
+
+
+def test_opening_reads_no_shard_but_its_header(cache: TeacherCacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(ShardTensors, "record", lambda *_: read.append("record"))
+    monkeypatch.setattr(ShardTensors, "whole_column", lambda *_: read.append("column"))
+    open_it(cache._folder)
+    assert read == []
 
 
 def test_a_row_that_was_never_captured_is_refused_with_both_fingerprints_and_the_command(cache: TeacherCacheReader) -> None:
@@ -59,7 +84,10 @@ def test_a_row_with_another_number_of_targets_is_refused(cache: TeacherCacheRead
         ("model_fingerprint", "x"),
         ("tokenizer_fingerprint", "x"),
         ("data_fingerprint", "x"),
-        ("num_entries", 4),
+        ("template_fingerprint", "x"),
+        ("max_entries", 4),
+        ("tail_mass", 0.5),
+        ("probability_bits", 8),
         ("temperature", 2.0),
         ("precision", "bf16"),
     ],
@@ -73,39 +101,67 @@ def test_a_cache_made_for_something_else_is_refused_before_any_shard_is_read(
     assert "dvc repro cache_teacher" in str(caught.value)
 
 
-def test_a_flipped_bit_anywhere_in_a_shard_is_refused_by_name(folder: Path) -> None:
+def read_all(folder: Path) -> None:
+    cache = open_it(folder)
+    for row in ROWS:
+        cache.read(row.fingerprint, count_targets(row))
+
+
+def test_one_flipped_bit_anywhere_is_refused_before_it_is_used(folder: Path) -> None:
     draw = random.Random(0)
-    shards = sorted(folder.glob("*.safetensors"))
-    for _ in range(60):
-        shard = draw.choice(shards)
-        whole = shard.read_bytes()
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 3
+    for _ in range(150):
+        file = draw.choice(files)
+        whole = file.read_bytes()
         damaged = bytearray(whole)
         damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=rf"{file.name} is damaged.*dvc repro -f -s cache_teacher"):
+            read_all(folder)
+        file.write_bytes(whole)
+    read_all(folder)
+
+
+def test_every_bit_of_a_small_shard_is_guarded(tmp_path: Path) -> None:
+    rows = [row for row in ROWS if count_targets(row) <= 2][:2]
+    build_cache(tmp_path, build_model(), rows)
+    (shard,) = (tmp_path / "cache").glob("shard-*")
+    whole = shard.read_bytes()
+    for bit in range(0, 8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
         shard.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=rf"{shard.name} is damaged.*dvc repro -f -s cache_teacher"):
-            open_it(folder)
-        shard.write_bytes(whole)
-    open_it(folder)
+        with pytest.raises(ArtifactError):
+            cache = open_it(tmp_path / "cache")
+            for row in rows:
+                cache.read(row.fingerprint, count_targets(row))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, -1])
-def test_a_truncated_shard_is_refused_by_name(folder: Path, kept: float) -> None:
-    shard = sorted(folder.glob("*.safetensors"))[1]
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1] if kept < 0 else whole[: int(kept * len(whole))])
-    with pytest.raises(ArtifactError, match=rf"{shard.name} is damaged.*dvc repro"):
-        open_it(folder)
+def test_a_truncated_file_is_refused_by_name_when_the_cache_is_opened(folder: Path, kept: float) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] if kept < 0 else whole[: int(kept * len(whole))])
+        with pytest.raises(ArtifactError, match=rf"{file.name} is damaged.*dvc repro"):
+            open_it(folder)
+        file.write_bytes(whole)
 
 
 def test_a_missing_shard_two_shards_swapped_and_a_missing_manifest_are_refused(folder: Path) -> None:
-    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    first, second = sorted(folder.glob("shard-*.safetensors"))[:2]
     content = first.read_bytes(), second.read_bytes()
     first.unlink()
     with pytest.raises(ArtifactError, match=rf"{first.name} is missing.*dvc repro"):
         open_it(folder)
     first.write_bytes(content[1])
     second.write_bytes(content[0])
-    with pytest.raises(ArtifactError, match=rf"{first.name} is damaged"):
+    with pytest.raises(ArtifactError, match=rf"({first.name}|{second.name}) is damaged"):
+        open_it(folder)
+    first.write_bytes(content[0])
+    second.write_bytes(content[1])
+    (folder / INDEX).unlink()
+    with pytest.raises(ArtifactError, match=r"index.safetensors is missing.*dvc repro"):
         open_it(folder)
     (folder / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match=r"manifest.json is missing.*dvc repro cache_teacher"):

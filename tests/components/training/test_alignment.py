@@ -1,41 +1,38 @@
 """Laws of the proof before the first step: rounding passes, one position of shift never does."""
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from components.artifacts import fingerprint_file
 from components.errors import CacheMismatchError
 from components.objectives.presets import PRESETS
-from components.teacher_cache.format import CacheManifest, read_manifest
+from components.teacher_cache import shard_capture
+from components.teacher_cache.encoding import EncodedTokens, encode
 from components.teacher_cache.reader import TeacherCacheReader
+from components.teacher_cache.reduction import ReducedLaws
 from components.training.alignment import prove_alignment
 from components.training.collator import TeacherCollator
 from tests.components.training.conftest import ROWS, post_train
 from tests.conftest import PAD, build_cache, build_identity, build_model
 
-PER_TOKEN = ("entry_ids", "entry_logprobs", "tail_logprob", "label_logprob", "label_rank", "entropy", "log_partition", "margin")
+
+def roll_by_one(laws: ReducedLaws, tail_mass: float, probability_bits: int) -> EncodedTokens:
+    rolled = {name: values.roll(1, 0) for name, values in vars(laws).items()}
+    return encode(ReducedLaws(**rolled), tail_mass, probability_bits)
 
 
-def shift_by_one(folder: Path) -> TeacherCacheReader:
-    """A cache that is whole and sealed, its per-token columns moved by one position."""
-    manifest = read_manifest(folder)
-    checksums = {}
-    for name in manifest.checksums:
-        shard = load_file(folder / name)
-        moved = {key: value.roll(1, 0).contiguous() if key in PER_TOKEN else value for key, value in shard.items()}
-        save_file(moved, folder / name)
-        checksums[name] = fingerprint_file(folder / name)
-    CacheManifest(**{**vars(manifest), "checksums": checksums}).write(folder)
-    return TeacherCacheReader(folder, manifest.identity)
+def shifted_cache(folder: Path, **identity: Any) -> TeacherCacheReader:
+    """A cache that is whole and sealed, its per-token columns moved by one position when they were written."""
+    with patch.object(shard_capture, "encode", roll_by_one):
+        return build_cache(folder, build_model(), ROWS, **identity)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_cache_shifted_by_one_position_is_refused_before_the_first_step(tmp_path: Path, precision: str) -> None:
-    build_cache(tmp_path, build_model(), ROWS, precision=precision, positions="all")
-    shifted = shift_by_one(tmp_path / "cache")
+    shifted = shifted_cache(tmp_path, precision=precision, positions="all")
     for kind in PRESETS:
         model = build_model()
         with pytest.raises(CacheMismatchError, match=r"not aligned\. Run: dvc repro -f -s cache_teacher"):

@@ -29,8 +29,16 @@ def test_a_rows_columns_do_not_depend_on_its_company(cache: TeacherCacheReader) 
     collate = TeacherCollator(PAD, cache)
     together = collate(ROWS[::-1])
     alone = [collate([row]) for row in ROWS[::-1]]
-    for name in TEACHER_COLUMNS:
+    for name in ("tail_logprob", "label_logprob"):
         assert torch.equal(together[f"teacher_{name}"], torch.cat([batch[f"teacher_{name}"] for batch in alone]))
+    for name in ("entry_ids", "entry_logprobs"):  # as wide as the widest of their company; what is beyond a token's own is empty
+        start = 0
+        for batch in alone:
+            own = batch[f"teacher_{name}"]
+            part = together[f"teacher_{name}"][start : start + len(own)]
+            assert torch.equal(part[:, : own.shape[1]], own)
+            start += len(own)
+            assert (together["teacher_entry_logprobs"][start - len(own) : start, own.shape[1] :] == -torch.inf).all()
 
 
 def test_rows_are_padded_on_the_right_and_padding_is_no_target(cache: TeacherCacheReader) -> None:

@@ -1,0 +1,172 @@
+"""From finished shards to a cache that others may read: whole, or as it was before.
+
+Shards are linked, not copied, so the disk holds each once. The new cache lies ready in the work folder before the old one is
+moved aside, so a kill between the two renames of the exchange loses nothing: the next run finishes the exchange.
+"""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from components.artifacts import fingerprint_file, write_json
+from components.errors import ArtifactError
+from components.teacher_cache.claims import try_claim
+from components.teacher_cache.format import INDEX, MANIFEST, REPAIR, CacheIdentity, CacheManifest, ShardEntry, read_manifest
+from components.teacher_cache.integer_packing import EntryLayout
+from components.teacher_cache.reader import open_checked_index
+from components.teacher_cache.record_index import RecordIndex, concatenate
+from components.teacher_cache.shard_capture import finished_shard, marker_of
+from components.teacher_cache.shard_file import ShardTensors, index_shard, is_whole
+from components.teacher_cache.shard_plan import CapturePlan, PlannedShard
+
+PRESENCE = "presence.lock"
+"""In a work folder, locked by every process that captures there."""
+STAGING, REPLACED = "staging", "replaced"
+
+
+def published(target: Path, identity: CacheIdentity) -> CacheManifest | None:
+    """The manifest of the cache at `target` if it is the one wanted and every byte of it is there; otherwise None."""
+    try:
+        manifest = read_manifest(target)
+        if manifest.identity != identity:
+            return None
+        open_checked_index(target, manifest.index_checksum)
+    except ArtifactError:
+        return None
+    return manifest if all(is_whole(target / entry.name, entry) for entry in manifest.shards) else None
+
+
+class Watch:
+    """Notices that somebody else has published the cache that is wanted, since this was made."""
+
+    def __init__(self, target: Path, identity: CacheIdentity) -> None:
+        self._target, self._identity = target, identity
+        self._before = self._stamp()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = (self._target / MANIFEST).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def is_published(self) -> bool:
+        """A quick look at the manifest alone; one that was there before may belong to a damaged cache."""
+        if self._stamp() == self._before:
+            return False
+        try:
+            return read_manifest(self._target).identity == self._identity
+        except ArtifactError:
+            return False
+
+
+def publish(
+    plan: CapturePlan,
+    identity: CacheIdentity,
+    vocabulary_size: int,
+    *,
+    target: Path,
+    work: Path,
+    has_sidecar: bool = True,
+) -> None:
+    """Put the shards of the plan, which `work` holds, at `target` as one cache."""
+    layout = EntryLayout.of(vocabulary_size, identity.probability_bits)
+    new = [_finished(work, shard) for shard in plan.new]
+    index = concatenate(
+        [shard.index for shard in plan.kept]
+        + [_index(work, entry, shard, layout) for entry, shard in zip(new, plan.new, strict=True)]
+    )
+    entries = [*(shard.entry for shard in plan.kept), *new]
+    staging = work / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for entry in entries:
+        link(work / entry.name, staging / entry.name)
+    index.write(staging / INDEX)
+    _sync(staging / INDEX)
+    CacheManifest(
+        identity=identity,
+        vocabulary_size=vocabulary_size,
+        num_records=len(index),
+        num_tokens=int(index.num_tokens.sum()),
+        has_sidecar=has_sidecar,
+        index_bytes=(staging / INDEX).stat().st_size,
+        index_checksum=fingerprint_file(staging / INDEX),
+        shards=entries,
+    ).write(staging)
+    put_in_place(target, work)
+
+
+def put_in_place(target: Path, work: Path) -> None:
+    """Exchange what is at `target` for the cache that lies ready under `work`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work / REPLACED, ignore_errors=True)
+    if target.exists():
+        os.replace(target, work / REPLACED)
+    os.replace(work / STAGING, target)  # killed before this line: `lies_ready` finds it next time
+
+
+def lies_ready(work: Path, identity: CacheIdentity) -> bool:
+    """Whether a publication was killed when all but the exchange was done."""
+    return published(work / STAGING, identity) is not None
+
+
+def take_over(plan: CapturePlan, work: Path) -> None:
+    """Link the kept shards into the work folder at once: the cache that they are from may be exchanged while we capture."""
+    for shard in plan.kept:
+        link(shard.folder / shard.entry.name, work / shard.entry.name)
+
+
+def _finished(work: Path, shard: PlannedShard) -> ShardEntry:
+    entry = finished_shard(work, shard.name)
+    if entry is None:
+        raise ArtifactError(f"{work / shard.name} was damaged before it could be published. Run: {REPAIR}")
+    return entry
+
+
+def _index(work: Path, entry: ShardEntry, shard: PlannedShard, layout: EntryLayout) -> RecordIndex:
+    tensors = ShardTensors(work / entry.name, entry)
+    return index_shard(tensors, [row.fingerprint for row in shard.rows], [row.num_kept for row in shard.rows], layout)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the same bytes; a copy where the file system has no such thing."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+        _sync(temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def clear_work(work: Path) -> None:
+    """Remove the work folder of what was published, and what captures of other data left when they were killed.
+
+    Not those in which somebody is still about: the last one to leave clears them.
+    """
+    for folder in work.parent.iterdir() if work.parent.exists() else ():
+        claim = try_claim(folder / PRESENCE)
+        if claim is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            claim.release()
+    if work.parent.exists() and not any(work.parent.iterdir()):
+        work.parent.rmdir()
+
+
+def adopt_shard(work: Path, name: str) -> ShardEntry | None:
+    """A shard that a killed capture of slightly other data has left, taken over; None where there is none."""
+    for folder in work.parent.iterdir():
+        if folder != work and folder.is_dir() and (entry := finished_shard(folder, name)) is not None:
+            link(folder / name, work / name)
+            write_json(marker_of(work, name), asdict(entry))
+            return entry
+    return None
