@@ -2,7 +2,7 @@
 
     for record in read_foreign(Path("capture/"), vocabulary_size): ...
 
-Memory is that of one line, or of a few rows. What such a cache cannot tell is said in components.teacher_cache.foreign_laws,
+Memory is that of one line or row. What such a cache cannot tell is said in components.teacher_cache.foreign_laws,
 the files themselves are described in foreign_jsonl and foreign_distillkit.
 """
 

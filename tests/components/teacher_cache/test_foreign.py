@@ -153,6 +153,12 @@ def test_a_line_that_is_no_record_is_refused_with_its_place(tmp_path: Path, faul
     assert message in str(caught.value)
 
 
+def test_a_line_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "laws.jsonl").write_bytes(b'\xff\xfe{"input_ids": [1]}\n')
+    with pytest.raises(DataError, match=r"laws\.jsonl:1: not usable JSON"):
+        lines(tmp_path / "laws.jsonl")
+
+
 def test_a_file_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         lines(tmp_path / "none.jsonl")
