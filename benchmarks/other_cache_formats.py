@@ -1,6 +1,6 @@
 """What other projects' teacher caches keep of a law, and the gradient that their trainers make of it.
 
-Our own arithmetic after the published descriptions (July to November 2026), for a table of bytes per token against the error
+Our own arithmetic after the published descriptions (looked up in November 2026), for a table of bytes per token against the error
 of the gradient near the teacher. Nothing here reads or writes a file of theirs.
 
     encode_distillkit   arcee-ai/DistillKit, README "Logit Compression", distillkit/compression, lossfuncs/kl.py
@@ -95,7 +95,7 @@ def encode_megatron(
 ) -> EncodedLaws:
     """Top K logprobs in fp16, ids as uint16 and a 17th bit: 528 bytes at K = 128 (640 while that bit took a byte).
 
-    The loss has a ghost token since the feature's pull request was merged (#5019, 2026); without it the rest is dropped.
+    The published training path asks its loss for a ghost token (`add_ghost_token=True`); without it the rest is dropped.
     Approximate: the optional nucleus cut (`--logits-save-top-p`) is off, as by default.
     """
     if logprobs_NV.shape[1] > MEGATRON_VOCABULARY:

@@ -1,7 +1,7 @@
 """DistillKit's compressed logprobs: from the bytes of its parquet columns to ids and logprobs, in numpy alone.
 
 After the published description and layout of arcee-ai/DistillKit ("Logit Compression" in its README; distillkit/compression:
-config, bitpack, monotonic_logprobs; July 2026). A token's bytes, one part after the other, little-endian:
+config, bitpack, monotonic_logprobs; looked up in November 2026). A token's bytes, one part after the other, little-endian:
 
     compressed_logprobs   exact_k values of exact_dtype, the most likely tokens first
                           one coefficient of term_dtype per polynomial term, over the place 0 .. k - exact_k - 1

@@ -9,10 +9,11 @@ or, not compressed, token_ids list<list<int>> and top_values list<list<float>>. 
 capture has one row less than ids, a packed file as many, whose last one belongs to no token. The entries stand in the order of
 their ranks, so a label that is among them has its rank.
 
-The layout before 2025 (packed_indices, exact_values, coeffs) is refused: it holds centred logits without their log-partition, so
+The older layout (packed_indices, exact_values, coeffs) is refused: it holds centred logits without their log-partition, so
 nothing tells the probability outside them.
 
-Source: arcee-ai/DistillKit, distillkit/sample_common.py, sample_logits_vllm.py, compression/compressor.py, pack_logits.py (2026).
+Source, looked up in November 2026: arcee-ai/DistillKit, distillkit/sample_common.py, sample_logits_vllm.py, pack_logits.py and
+compression/compressor.py.
 
 Shapes: T predicted tokens of one record, K entries.
 """

@@ -9,7 +9,7 @@ A line is a JSON object with
 both at the top or in the one element of "choices", so that a server's answer is such a line. vLLM lists the top K of a law and
 adds the label where it is not among them; its ranks count ties upwards. What it cannot write as JSON (-inf) it writes as -9999.
 
-Source: vllm-project/vllm, vllm/logprobs.py (2025) and `prompt_logprobs` in the responses of its OpenAI-compatible server.
+Source: vllm-project/vllm, vllm/logprobs.py and `prompt_logprobs` in the responses of its OpenAI-compatible server.
 
 Shapes: T predicted tokens of one record, K entries.
 """
