@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from components.cache_interchange.foreign_laws import ForeignRecord, build_laws, check_input_ids
 from components.errors import DataError
-from components.teacher_cache.foreign_laws import ForeignRecord, build_laws, check_input_ids
 
 ID_KEYS = ("prompt_token_ids", "input_ids")
 

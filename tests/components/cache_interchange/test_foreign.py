@@ -17,8 +17,7 @@ import pytest
 import yaml
 
 from components.artifacts import ROOT
-from components.errors import DataError
-from components.teacher_cache.distillkit_codec import (
+from components.cache_interchange.distillkit_codec import (
     DistillKitSettings,
     ResidualBin,
     decode_ids,
@@ -26,10 +25,11 @@ from components.teacher_cache.distillkit_codec import (
     read_settings,
     unpack_bits,
 )
-from components.teacher_cache.foreign import read_foreign
-from components.teacher_cache.foreign_distillkit import read_distillkit
-from components.teacher_cache.foreign_jsonl import read_prompt_logprobs
-from components.teacher_cache.foreign_laws import TAIL_FLOOR, ForeignRecord
+from components.cache_interchange.foreign import read_foreign
+from components.cache_interchange.foreign_distillkit import read_distillkit
+from components.cache_interchange.foreign_jsonl import read_prompt_logprobs
+from components.cache_interchange.foreign_laws import TAIL_FLOOR, ForeignRecord
+from components.errors import DataError
 
 V = 16
 CURVE = DistillKitSettings(d=V, k=3, exact_k=1, exact_dtype="bfloat16", polynomial_terms=(0, 1), delta_encoding=False)
@@ -514,6 +514,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_arrow_until_a_parquet_file_is_opened() -> None:
-    modules = "components.teacher_cache.foreign, components.teacher_cache.parquet_export"
+    modules = "components.cache_interchange.foreign, components.cache_interchange.parquet_export"
     code = f"import sys; sys.modules['pyarrow'] = sys.modules['datasets'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -2,7 +2,7 @@
 
     for record in read_foreign(Path("capture/"), vocabulary_size): ...
 
-Memory is that of one line or row. What such a cache cannot tell is said in components.teacher_cache.foreign_laws,
+Memory is that of one line or row. What such a cache cannot tell is said in components.cache_interchange.foreign_laws,
 the files themselves are described in foreign_jsonl and foreign_distillkit.
 """
 
@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from components.cache_interchange.distillkit_codec import SETTINGS_FILE, read_settings
+from components.cache_interchange.foreign_distillkit import read_distillkit
+from components.cache_interchange.foreign_jsonl import read_prompt_logprobs
+from components.cache_interchange.foreign_laws import ForeignRecord
 from components.errors import DataError
-from components.teacher_cache.distillkit_codec import SETTINGS_FILE, read_settings
-from components.teacher_cache.foreign_distillkit import read_distillkit
-from components.teacher_cache.foreign_jsonl import read_prompt_logprobs
-from components.teacher_cache.foreign_laws import ForeignRecord
 
 
 def read_foreign(path: Path, vocabulary_size: int, *, settings_file: Path | None = None) -> Iterator[ForeignRecord]:

@@ -1,7 +1,7 @@
 """DistillKit's captures: parquet files with one sequence per row, read a row at a time.
 
     input_ids             list<uint64>
-    compressed_logprobs   list<list<uint8>>   a token's logprobs, see components.teacher_cache.distillkit_codec
+    compressed_logprobs   list<list<uint8>>   a token's logprobs, see components.cache_interchange.distillkit_codec
     bytepacked_indices    list<list<uint8>>   a token's ids
     attention_mask        list<int>, optional (packing): 1, 1, 2, 2, 2, 0 are two records, and the padding is dropped
 
@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from components.cache_interchange.distillkit_codec import SETTINGS_FILE, DistillKitSettings, decode_ids, decode_logprobs
+from components.cache_interchange.foreign_laws import MAX_TOTAL, ForeignRecord, build_laws, check_input_ids
 from components.errors import DataError
-from components.teacher_cache.distillkit_codec import SETTINGS_FILE, DistillKitSettings, decode_ids, decode_logprobs
-from components.teacher_cache.foreign_laws import MAX_TOTAL, ForeignRecord, build_laws, check_input_ids
 
 COMPRESSED = ("compressed_logprobs", "bytepacked_indices")
 PLAIN = ("token_ids", "top_values")
