@@ -82,7 +82,7 @@ def cache_of_another_corpus(project: Path) -> None:
     write_rows(data / "train.arrow", [TokenizedRow("a:1", "a", "alpaca", "f" * 32, [2, 7, 8], [False, True, True])])
     base = json.loads((project / "artifacts" / "base_model" / "base_model.json").read_text(encoding="utf-8"))
     identity = build_identity(model_fingerprint=base["fingerprint"], data_fingerprint="of another corpus")
-    manifest = CacheManifest(identity, 50, 0, 0, has_sidecar=True, index_bytes=0, index_checksum="", shards=[])
+    manifest = CacheManifest(identity, 50, 0, 0, statistics=[], index_bytes=0, index_checksum="", shards=[])
     manifest.write(project / "artifacts" / "teacher_cache")
 
 

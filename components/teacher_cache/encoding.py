@@ -32,6 +32,8 @@ COLUMNS: dict[str, str] = {
     "margin": "<f2",
 }
 """One number per token each; beside them the packed entries. Their order is the order in which a record's checksum takes them."""
+STATISTICS = ("label_logprob", "label_rank", "entropy", "log_partition", "margin")
+"""Those that say something of the exact law, which imported laws may not know: then they are NaN, or MAX_RANK."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,14 @@ class EncodedTokens:
     entry_codes_M: npt.NDArray[np.int32]
 
 
-def encode(laws: ReducedLaws, tail_mass: float, probability_bits: int) -> EncodedTokens:
-    """Cut every token's entries where its tail is small enough, and round to what is stored."""
+def encode(laws: ReducedLaws, tail_mass: float, probability_bits: int, available_N: Tensor | None = None) -> EncodedTokens:
+    """Cut every token's entries where its tail is small enough, and round to what is stored.
+
+    `available_N`: how many of a token's entries there are, where some have fewer than K.
+    """
     kept_N = choose_num_entries(laws.outside_logprob_NK, tail_mass)
+    if available_N is not None:
+        kept_N = kept_N.minimum(available_N)
     is_kept_NK = torch.arange(laws.entry_ids_NK.shape[1]) < kept_N[:, None]
     tail_N = laws.outside_logprob_NK.gather(1, kept_N[:, None] - 1).squeeze(1)
     values = {

@@ -69,13 +69,13 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class CacheManifest:
-    """`num_tokens`: of the records of this data; `has_sidecar`: False for imported laws, which lack exact statistics."""
+    """`num_tokens`: of the records of this data; `statistics`: columns that every token has (imported laws lack some)."""
 
     identity: CacheIdentity
     vocabulary_size: int
     num_records: int
     num_tokens: int
-    has_sidecar: bool
+    statistics: list[str]
     index_bytes: int
     index_checksum: str
     shards: list[ShardEntry]

@@ -6,12 +6,14 @@ moved aside, so a kill between the two renames of the exchange loses nothing: th
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from components.artifacts import fingerprint_file, write_json
 from components.errors import ArtifactError
 from components.teacher_cache.claims import try_claim
+from components.teacher_cache.encoding import STATISTICS
 from components.teacher_cache.format import INDEX, MANIFEST, REPAIR, CacheIdentity, CacheManifest, ShardEntry, read_manifest
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.reader import open_checked_index
@@ -68,7 +70,7 @@ def publish(
     *,
     target: Path,
     work: Path,
-    has_sidecar: bool = True,
+    statistics: Sequence[str] = STATISTICS,
 ) -> None:
     """Put the shards of the plan, which `work` holds, at `target` as one cache."""
     layout = EntryLayout.of(vocabulary_size, identity.probability_bits)
@@ -90,7 +92,7 @@ def publish(
         vocabulary_size=vocabulary_size,
         num_records=len(index),
         num_tokens=int(index.num_tokens.sum()),
-        has_sidecar=has_sidecar,
+        statistics=list(statistics),
         index_bytes=(staging / INDEX).stat().st_size,
         index_checksum=fingerprint_file(staging / INDEX),
         shards=entries,

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from components.artifacts import fingerprint_file
 from components.errors import ArtifactError, CacheMismatchError
-from components.teacher_cache.encoding import pad_entries, unpack_record
+from components.teacher_cache.encoding import STATISTICS, pad_entries, unpack_record
 from components.teacher_cache.format import INDEX, REPAIR, CacheIdentity, check_identity, read_manifest
 from components.teacher_cache.record_index import MISSING, RecordIndex, open_index
 from components.teacher_cache.shard_file import EncodedRecord, ShardTensors, record_checksum
-
-SIDECAR = ("label_logprob", "label_rank", "entropy", "log_partition", "margin")
-"""Columns handed out beside `entry_ids`, `entry_logprobs` and `tail_logprob`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,10 @@ class TeacherCacheReader:
         """Its records have the laws at prompt positions too, not only those of target tokens."""
         return self.manifest.identity.positions == "all"
 
+    def knows(self, *statistics: str) -> bool:
+        """Whether every token has these statistics of the exact law; imported laws may lack them."""
+        return set(statistics) <= set(self.manifest.statistics)
+
     def __len__(self) -> int:
         return len(self._index)
 
@@ -65,10 +66,12 @@ class TeacherCacheReader:
         return self.read_batch([self.targets_of(fingerprint, is_target)])
 
     def read_statistics(self, fingerprint: str, is_target: Sequence[bool]) -> dict[str, Tensor]:
-        """SIDECAR of one record's target tokens alone, [N] each: no entry is decoded."""
+        """STATISTICS of one record's target tokens alone, [N] each: no entry is decoded."""
         request = self.targets_of(fingerprint, is_target)
         record = self._find(request)
-        return {name: torch.from_numpy(_wanted(record.columns[name], request.is_wanted).astype(np.float32)) for name in SIDECAR}
+        return {
+            name: torch.from_numpy(_wanted(record.columns[name], request.is_wanted).astype(np.float32)) for name in STATISTICS
+        }
 
     def targets_of(self, fingerprint: str, is_target: Sequence[bool]) -> RecordRequest:
         """A request for a row's target tokens."""
@@ -83,7 +86,7 @@ class TeacherCacheReader:
         entries = [self._entries(record, is_wanted) for record, is_wanted in records]
         columns = {
             name: np.concatenate([_wanted(record.columns[name], is_wanted) for record, is_wanted in records])
-            for name in ("num_entries", "tail_logprob", *SIDECAR)
+            for name in ("num_entries", "tail_logprob", *STATISTICS)
         }
         ids_NK, logprobs_NK = pad_entries(
             np.concatenate([ids_M for ids_M, _ in entries]),

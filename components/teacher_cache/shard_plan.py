@@ -82,7 +82,7 @@ def plan_capture(
     kept = [] if earlier is None else kept_shards(earlier, identity, set(distinct))
     held = {shard.index.name(place) for shard in kept for place in range(len(shard.index))}
     missing = [row for name, row in distinct.items() if name not in held]
-    return CapturePlan(kept, [_named(part, identity, settings) for part in _cut(missing, settings.shard_tokens)])
+    return CapturePlan(kept, [name_shard(part, identity, settings) for part in _cut(missing, settings.shard_tokens)])
 
 
 def distinct_rows(rows: Sequence[TrainingRow], positions: str) -> dict[str, PlannedRow]:
@@ -109,7 +109,7 @@ def _cut(rows: Sequence[PlannedRow], shard_tokens: int) -> Iterator[list[Planned
         yield shard
 
 
-def _named(rows: list[PlannedRow], identity: CacheIdentity, settings: CaptureSettings) -> PlannedShard:
+def name_shard(rows: list[PlannedRow], identity: CacheIdentity, settings: CaptureSettings) -> PlannedShard:
     """Named after all that decides its bytes: a shard left by a killed capture is taken for what it is, or not at all."""
     content = [identity.law_fingerprint, settings.batch_tokens, [row.fingerprint for row in rows]]
     return PlannedShard(f"shard-{fingerprint_json(content)[:16]}.safetensors", tuple(rows))

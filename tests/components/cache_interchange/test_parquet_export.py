@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from components.cache_interchange import parquet_export
 from components.cache_interchange.parquet_export import METADATA_KEY, TOKEN_COLUMNS, ExportedRecord, export_rows
 from components.errors import ArtifactError
-from components.teacher_cache import parquet_export
 
 
 def record(number: int, num_tokens: int = 3, width: int = 4) -> ExportedRecord:

@@ -17,6 +17,7 @@ from components.data.rendering import (
     apply_template,
     render,
     render_prompt,
+    template_fingerprint,
     tokenizer_fingerprint,
 )
 from components.errors import DataError, ModelError
@@ -246,10 +247,11 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(make_tokenizer: Callable
         apply_template(tokenizer, "from_tokenizer")
 
 
-def test_the_fingerprint_follows_words_and_template() -> None:
+def test_one_fingerprint_follows_the_words_and_one_the_template() -> None:
     first, other = build_word_tokenizer(["a", "b"], 96), build_word_tokenizer(["b", "a"], 96)
     assert tokenizer_fingerprint(first) == tokenizer_fingerprint(build_word_tokenizer(["a", "b"], 96))
     assert tokenizer_fingerprint(first) != tokenizer_fingerprint(other)
     apply_template(other, "plain")
-    before = tokenizer_fingerprint(build_word_tokenizer(["b", "a"], 96))
-    assert tokenizer_fingerprint(other) != before
+    before = build_word_tokenizer(["b", "a"], 96)
+    assert template_fingerprint(other) != template_fingerprint(before) == template_fingerprint(first)
+    assert tokenizer_fingerprint(other) == tokenizer_fingerprint(before)

@@ -36,7 +36,7 @@ OTHER = {
 
 def manifest() -> CacheManifest:
     shard = ShardEntry("shard-a.safetensors", 10, 1000, 100, "c0ffee", "c0", {"entries": "ffee"})
-    return CacheManifest(build_identity(), 50, 3, 10, has_sidecar=True, index_bytes=234, index_checksum="1", shards=[shard])
+    return CacheManifest(build_identity(), 50, 3, 10, statistics=["entropy"], index_bytes=234, index_checksum="1", shards=[shard])
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
