@@ -33,6 +33,11 @@ def predicted_targets(rows: FlatRows) -> npt.NDArray[np.bool_]:
 def read_sidecar(folder: Path, rows: FlatRows, names: Sequence[str]) -> dict[str, Floats]:
     """The named columns for every predicted target of `rows`, [N] each."""
     manifest = read_manifest(folder)
+    if unknown := sorted(set(names) - set(manifest.statistics)):
+        raise CacheMismatchError(
+            f"{folder} does not know {', '.join(unknown)}: its laws were imported from {manifest.identity.source}. Set "
+            "teacher_cache.source: capture in params.yaml and run: dvc repro cache_teacher"
+        )
     index = open_checked_index(folder, manifest.index_checksum)
     shards = [ShardTensors(folder / entry.name, entry) for entry in manifest.shards]
     starts = np.cumsum([0, *(entry.num_tokens for entry in manifest.shards)])

@@ -92,7 +92,7 @@ def _probe_row(row: TokenizedRow, inputs: TrainingInputs, *, shown: bool) -> Pro
         class_N=_classes(row, inputs),
         texts=[inputs.texts_V[token] for token in row.input_ids] if shown else (),
         laws=row.true_laws(),
-        teacher_logprob_N=record["label_logprob"].float(),
+        teacher_logprob_N=record["label_logprob"].float() if inputs.cache.knows("label_logprob") else None,
         teacher=TeacherTargets(
             record["entry_ids"].long(),
             record["entry_logprobs"].float(),

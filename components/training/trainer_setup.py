@@ -77,7 +77,15 @@ def refuse_missing_inputs(
     assert cache is not None or not objective.needs_teacher, "this objective needs a teacher cache"
     assert scores is not None or not objective.columns, "this objective needs token scores"
     assert class_of_token_V is not None or not objective.protect, "protected classes need the class of every token"
-    if cache is None or not objective.distils or objective.teacher == "online":
+    if cache is None:
+        return
+    if objective.needs_label_logprob and not cache.knows("label_logprob"):
+        raise CacheMismatchError(
+            f"score: {objective.score} needs the base's logprob of every label, which the laws imported from "
+            f"{cache.manifest.identity.source} do not tell. Choose another score, or set teacher_cache.source: capture in "
+            "params.yaml and run: dvc repro cache_teacher"
+        )
+    if not objective.distils or objective.teacher == "online":
         return
     made_at = cache.manifest.identity.temperature
     if objective.temperature != made_at:
@@ -99,9 +107,10 @@ def initial_scores(
 
     The student is still the base then, so the cache knows them; a static score keeps them.
     """
-    if not objective.needs_threshold or (objective.score == "entropy" and cache is None):
+    if not objective.needs_threshold:
         return None
-    if objective.score not in STATIC_SCORES and cache is None:
+    known_of_base = "entropy" if objective.score == "entropy" else "label_logprob"
+    if objective.score not in STATIC_SCORES and (cache is None or not cache.knows(known_of_base)):
         return None  # the first step takes every token, and its scores make the first threshold
     distinct = list({fingerprint_row(row.input_ids, row.is_target): row for row in rows}.items())
     records = [_known_columns(objective, name, row, cache, scores) for name, row in distinct]
