@@ -4,7 +4,7 @@
 
 Laws: of a real model on texts (JSON with instruction/input/output, JSON lines with question/answer, plain paragraphs), and
 synthetic ones. A synthetic law is a power law of the rank with noise: logit = -exponent * log(rank) + normal(0, 0.5), under a
-random order of the tokens; one token in two is sure (exponents 4 to 8), the others range from 1.4 to 4. What they are like is
+random order of the tokens; one token in two is sure (exponents 4 to 8), the others range from 1.2 to 3. What they are like is
 printed with them.
 
 The error is ||g - g_full|| / ||g_full|| of dKL/dlogits over all tokens, for students near the teacher: its logits plus normal
@@ -171,7 +171,7 @@ def synthetic(vocabulary_size: int, num_tokens: int) -> Iterator[tuple[Tensor, d
     for _ in range(num_tokens // CHUNK):
         sure = torch.rand(CHUNK, 1, generator=draw) < 0.5
         exponents = torch.where(
-            sure, 4 + 4 * torch.rand(CHUNK, 1, generator=draw), 1.4 + 2.6 * torch.rand(CHUNK, 1, generator=draw)
+            sure, 4 + 4 * torch.rand(CHUNK, 1, generator=draw), 1.2 + 1.8 * torch.rand(CHUNK, 1, generator=draw)
         )
         logits_NV = -exponents * ranks_V + 0.5 * torch.randn(CHUNK, vocabulary_size, generator=draw)
         order_NV = torch.rand(CHUNK, vocabulary_size, generator=draw).argsort(1)

@@ -6,6 +6,7 @@ Treating everything outside the K entries as one bucket is exact at student = te
 K, is dense KL at K = V, and by the data processing inequality never exceeds dense KL.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,22 @@ class TeacherTargets:
         return TeacherTargets(
             self.entry_ids_NK[rows], self.entry_logprobs_NK[rows], self.tail_logprob_N[rows], self.label_logprob_N[rows]
         )
+
+
+def join_targets(parts: Sequence[TeacherTargets]) -> TeacherTargets:
+    """Tokens of several parts one after the other; narrower ones get empty entries."""
+    width = max(part.entry_ids_NK.shape[1] for part in parts)
+    return TeacherTargets(
+        torch.cat([_widen(part.entry_ids_NK, width, part.entry_ids_NK[:, :1]) for part in parts]),
+        torch.cat([_widen(part.entry_logprobs_NK, width, part.tail_logprob_N.new_tensor(float("-inf"))) for part in parts]),
+        torch.cat([part.tail_logprob_N for part in parts]),
+        torch.cat([part.label_logprob_N for part in parts]),
+    )
+
+
+def _widen(values_NK: Tensor, width: int, filling: Tensor) -> Tensor:
+    missing = width - values_NK.shape[1]
+    return torch.cat([values_NK, filling.to(values_NK.dtype).expand(len(values_NK), missing)], dim=1) if missing else values_NK
 
 
 def sparse_kl(logits_NV: Tensor, teacher: TeacherTargets, temperature: float) -> Tensor:

@@ -42,14 +42,15 @@ def pack_integers(values_M: npt.NDArray[Any], bits: int) -> bytes:
 
 def unpack_integers(packed: npt.NDArray[np.uint8], count: int, bits: int) -> npt.NDArray[np.int32]:
     """`count` integers from the beginning of `packed`, [M] int32."""
-    width = low_bytes(bits)
+    width, planes = low_bytes(bits), num_planes(bits)
     whole = packed[: count * width]
     values_M = whole.view(f"<u{width}").astype(np.int32) if width else np.zeros(count, dtype=np.int32)
-    size = -(-count // 8)
-    for plane in range(num_planes(bits)):
-        start = count * width + plane * size
-        bits_M = np.unpackbits(packed[start : start + size], count=count, bitorder="little")
-        values_M |= bits_M.astype(np.int32) << (8 * width + plane)
+    if planes and count:
+        size = -(-count // 8)
+        stored = packed[count * width : count * width + planes * size].reshape(planes, size)
+        bits_PM = np.unpackbits(stored, axis=1, count=count, bitorder="little")
+        high_M = np.packbits(bits_PM, axis=0, bitorder="little")[0]  # at most 7 planes: one byte each, all at once
+        values_M |= high_M.astype(np.int32) << 8 * width
     return values_M
 
 

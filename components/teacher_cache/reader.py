@@ -1,7 +1,7 @@
 """Reading the teacher cache: random access by record fingerprint, refused unless it was made for exactly this run.
 
 Opening costs the manifest, the index's checksum and the shards' headers, whatever the shards weigh; every record is checked
-against its own checksum when it is read. Memory does not grow with the cache: all is memory-mapped, and processes share it.
+against its own checksum when it is decoded. Memory does not grow with the cache: all is memory-mapped, and processes share it.
 
 Shapes: N tokens of the records that are read, K the most entries that one of these tokens keeps, M entries of all of them.
 """
@@ -20,6 +20,7 @@ from components.artifacts import fingerprint_file
 from components.errors import ArtifactError, CacheMismatchError
 from components.teacher_cache.encoding import STATISTICS, pad_entries, unpack_record
 from components.teacher_cache.format import INDEX, REPAIR, CacheIdentity, check_identity, read_manifest
+from components.teacher_cache.recent_records import DecodedRecord, RecentRecords
 from components.teacher_cache.record_index import MISSING, RecordIndex, open_index
 from components.teacher_cache.shard_file import EncodedRecord, ShardTensors, record_checksum
 
@@ -44,6 +45,7 @@ class TeacherCacheReader:
         self._layout = manifest.entry_layout
         self._index = open_checked_index(folder, manifest.index_checksum)
         self._shards = [ShardTensors(folder / entry.name, entry) for entry in manifest.shards]
+        self._recent = RecentRecords()
 
     @property
     def holds_prompt(self) -> bool:
@@ -68,10 +70,8 @@ class TeacherCacheReader:
     def read_statistics(self, fingerprint: str, is_target: Sequence[bool]) -> dict[str, Tensor]:
         """STATISTICS of one record's target tokens alone, [N] each: no entry is decoded."""
         request = self.targets_of(fingerprint, is_target)
-        record = self._find(request)
-        return {
-            name: torch.from_numpy(_wanted(record.columns[name], request.is_wanted).astype(np.float32)) for name in STATISTICS
-        }
+        columns = self._checked(request).columns
+        return {name: torch.from_numpy(_wanted(columns[name], request.is_wanted).astype(np.float32)) for name in STATISTICS}
 
     def targets_of(self, fingerprint: str, is_target: Sequence[bool]) -> RecordRequest:
         """A request for a row's target tokens."""
@@ -82,8 +82,8 @@ class TeacherCacheReader:
 
     def read_batch(self, requests: Sequence[RecordRequest]) -> dict[str, Tensor]:
         """The columns of several records' tokens, one record after the other."""
-        records = [(self._find(request), request.is_wanted) for request in requests]
-        entries = [self._entries(record, is_wanted) for record, is_wanted in records]
+        records = [(self._decoded(request), request.is_wanted) for request in requests]
+        entries = [_wanted_entries(record, is_wanted) for record, is_wanted in records]
         columns = {
             name: np.concatenate([_wanted(record.columns[name], is_wanted) for record, is_wanted in records])
             for name in ("num_entries", "tail_logprob", *STATISTICS)
@@ -97,7 +97,20 @@ class TeacherCacheReader:
         tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
         return {"entry_ids": ids_NK, "entry_logprobs": logprobs_NK, **tensors}
 
-    def _find(self, request: RecordRequest) -> EncodedRecord:
+    def _decoded(self, request: RecordRequest) -> DecodedRecord:
+        recent = self._recent.get(request.fingerprint)
+        if recent is not None and recent.num_tokens == request.num_tokens:
+            return recent
+        record = self._checked(request)
+        packed = np.frombuffer(record.entries, dtype=np.uint8)
+        count = int(record.columns["num_entries"].sum(dtype=np.int64))
+        columns = {name: column.copy() for name, column in record.columns.items()}
+        decoded = DecodedRecord(columns, *unpack_record(packed, count, self._layout))
+        self._recent.keep(request.fingerprint, decoded)
+        return decoded
+
+    def _checked(self, request: RecordRequest) -> EncodedRecord:
+        """The record as it lies in its shard, its bytes compared with its checksum."""
         place = self._index.find(request.fingerprint)
         if place == MISSING or self._index.num_tokens[place] != request.num_tokens:
             identity = self.manifest.identity
@@ -122,16 +135,14 @@ class TeacherCacheReader:
         tokens = slice(first_token, first_token + int(index.num_tokens[place]))
         return shard.record(tokens, slice(first_byte, first_byte + int(index.num_bytes[place]))), shard
 
-    def _entries(
-        self, record: EncodedRecord, is_wanted: npt.NDArray[np.bool_] | None
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        num_entries_N = record.columns["num_entries"]
-        packed = np.frombuffer(record.entries, dtype=np.uint8)
-        ids_M, logprobs_M = unpack_record(packed, int(num_entries_N.sum(dtype=np.int64)), self._layout)
-        if is_wanted is None:
-            return ids_M, logprobs_M
-        is_wanted_M = np.repeat(is_wanted, num_entries_N)
-        return ids_M[is_wanted_M], logprobs_M[is_wanted_M]
+
+def _wanted_entries(
+    record: DecodedRecord, is_wanted: npt.NDArray[np.bool_] | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    if is_wanted is None:
+        return record.entry_ids_M, record.entry_logprobs_M
+    is_wanted_M = np.repeat(is_wanted, record.columns["num_entries"])
+    return record.entry_ids_M[is_wanted_M], record.entry_logprobs_M[is_wanted_M]
 
 
 def _wanted(values: npt.NDArray[np.generic], is_wanted: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.generic]:

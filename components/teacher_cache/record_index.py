@@ -77,6 +77,7 @@ class RecordIndex:
 
     def write(self, file: Path) -> None:
         save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, file)
+        file.chmod(0o644)
 
 
 def split_name(name: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Capturing one shard after the other: the teacher on this thread, encoding and writing on another.
+"""Capturing one shard after the other: the teacher on this thread, encoding on another.
 
 A shard is finished when its description lies beside it and fits it, byte for byte. A killed capture so loses at most the shard
 it was working on.
@@ -9,20 +9,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from components.artifacts import read_json, write_json
 from components.data.training_rows import TrainingRow
 from components.errors import ArtifactError
 from components.teacher_cache.capture import LawCapture
-from components.teacher_cache.claims import Claim
 from components.teacher_cache.disk_space import naming_full_disk
 from components.teacher_cache.encoding import encode
 from components.teacher_cache.format import CacheIdentity, ShardEntry
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.reduction import ReducedLaws
 from components.teacher_cache.shard_file import EncodedRecord, describe_shard, is_whole, save_shard, split_records
-from components.teacher_cache.shard_plan import PlannedRow, PlannedShard, plan_batches
+from components.teacher_cache.shard_plan import PlannedShard, plan_batches
 
 MAX_WAITING = 8
 """Batches that may wait to be encoded; more would only hold memory."""
@@ -46,7 +44,7 @@ def marker_of(work: Path, name: str) -> Path:
 
 @dataclass
 class ShardAssembly:
-    """What one shard's batches have given so far; only the writing thread touches it."""
+    """What one shard's batches have given so far; only one thread at a time touches it."""
 
     shard: PlannedShard
     work: Path
@@ -84,47 +82,24 @@ class ShardCapturer:
     ) -> None:
         self._teacher, self._rows, self._identity, self._layout = teacher, rows, identity, layout
         self._batch_tokens, self._advance = batch_tokens, advance
-        self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-cache")
-        self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-cache")
+        self._encoding: deque[tuple[Future[int], int]] = deque()
 
-    def capture(self, shard: PlannedShard, work: Path, claim: Claim) -> None:
-        """Run the teacher over one shard. It is written, and the claim released, later: see `finish`."""
+    def capture(self, shard: PlannedShard, work: Path) -> None:
+        """Run the teacher over one shard and write it; nothing of the next one is begun before, so a kill costs one shard."""
         assembly = ShardAssembly(shard, work, self._identity, self._layout)
-        try:
-            for batch in plan_batches(shard.rows, self._batch_tokens):
-                rows = self._read([shard.rows[place] for place in batch])
-                laws = self._teacher(rows)
-                self._submit(len(laws.label_logprob_N), assembly.add, batch, laws)
-            self._submit(0, _finish_and_release, assembly, claim)
-        except BaseException:
-            claim.release()
-            raise
+        for batch in plan_batches(shard.rows, self._batch_tokens):
+            laws = self._teacher([self._rows[shard.rows[place].place] for place in batch])
+            self._encoding.append((self._thread.submit(assembly.add, batch, laws), len(laws.label_logprob_N)))
+            self._settle(at_most=MAX_WAITING)
+        self._settle(at_most=0)
+        assembly.finish()
 
-    def _read(self, planned: Sequence[PlannedRow]) -> list[TrainingRow]:
-        return [self._rows[row.place] for row in planned]
-
-    def _submit(self, num_tokens: int, work: Callable[..., Any], *arguments: Any) -> None:
-        self._waiting.append((self._writing.submit(work, *arguments), num_tokens))
-        while self._waiting and (len(self._waiting) > MAX_WAITING or self._waiting[0][0].done()):
-            self._settle()
-
-    def _settle(self) -> None:
-        future, num_tokens = self._waiting.popleft()
-        num_bytes = future.result()
-        if num_tokens:
-            self._advance(num_tokens, num_bytes)
-
-    def finish(self) -> None:
-        """Wait until all that was captured is on the disk."""
-        while self._waiting:
-            self._settle()
+    def _settle(self, at_most: int) -> None:
+        """Take note of batches that are encoded, and wait until no more than `at_most` are not."""
+        while self._encoding and (len(self._encoding) > at_most or self._encoding[0][0].done()):
+            future, num_tokens = self._encoding.popleft()
+            self._advance(num_tokens, future.result())
 
     def close(self) -> None:
-        self._writing.shutdown(wait=True, cancel_futures=True)
-
-
-def _finish_and_release(assembly: ShardAssembly, claim: Claim) -> None:
-    try:
-        assembly.finish()
-    finally:
-        claim.release()
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -72,6 +72,7 @@ def save_shard(file: Path, records: Sequence[EncodedRecord]) -> None:
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, temporary)
+        temporary.chmod(0o644)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, file)

@@ -155,10 +155,7 @@ class _Capture:
         """Capture every shard that nobody else works on; False when there was none. Ranks begin at different shards."""
         turn = self._rank.number * len(todo) // self._rank.count
         in_turn = [*todo[turn:], *todo[:turn]]
-        was_free = [not watch.is_published() and self._capture_if_free(shard, todo, work, progress) for shard in in_turn]
-        if self._capturer is not None:
-            self._capturer.finish()
-        return any(was_free)
+        return any([not watch.is_published() and self._capture_if_free(shard, todo, work, progress) for shard in in_turn])
 
     def _capture_if_free(self, shard: PlannedShard, todo: Sequence[PlannedShard], work: Path, progress: CaptureProgress) -> bool:
         with naming_full_disk(work):
@@ -167,15 +164,11 @@ class _Capture:
         if claim is None:
             return False
         try:
-            if finished_shard(work, shard.name) is not None:  # since we looked
-                claim.release()
-                return True
-            progress.begin_shard(shard, todo)
-            capturer = self._ready(progress)
-        except BaseException:
+            if finished_shard(work, shard.name) is None:  # nobody has finished it since we looked
+                progress.begin_shard(shard, todo)
+                self._ready(progress).capture(shard, work)
+        finally:
             claim.release()
-            raise
-        capturer.capture(shard, work, claim)
         return True
 
     def _ready(self, progress: CaptureProgress) -> ShardCapturer:

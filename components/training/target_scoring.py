@@ -15,7 +15,7 @@ from components.data.batching import pad_rows
 from components.data.training_rows import TargetRow, count_targets
 from components.objectives.labels import IGNORED_LABEL
 from components.objectives.objective import NUM_TOP_ENTRIES
-from components.objectives.sparse_target import TeacherTargets, sparse_kl
+from components.objectives.sparse_target import TeacherTargets, join_targets, sparse_kl
 from components.uncertainty.calibration import law_brier
 from components.uncertainty.scores import token_entropy, token_nll, top_entropy
 from components.uncertainty.truth import against_laws
@@ -180,12 +180,8 @@ def _join_teachers(teachers: Sequence[TeacherTargets | None], device: torch.devi
     known = [teacher for teacher in teachers if teacher is not None]
     if len(known) < len(teachers):
         return None
-    return TeacherTargets(
-        entry_ids_NK=torch.cat([one.entry_ids_NK for one in known]).long().to(device),
-        entry_logprobs_NK=torch.cat([one.entry_logprobs_NK for one in known]).float().to(device),
-        tail_logprob_N=torch.cat([one.tail_logprob_N for one in known]).float().to(device),
-        label_logprob_N=torch.cat([one.label_logprob_N for one in known]).float().to(device),
-    )
+    joined = join_targets(known)
+    return TeacherTargets(**{name: values.to(device) for name, values in vars(joined).items()})
 
 
 def _slice_teacher(teacher: TeacherTargets, chunk: slice) -> TeacherTargets:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.objectives.sparse_target import TeacherTargets, label_nll, normalise, sparse_kl
+from components.objectives.sparse_target import TeacherTargets, join_targets, label_nll, normalise, sparse_kl
 from tests.conftest import stored_laws
 
 N, V = 9, 23
@@ -103,3 +103,23 @@ def test_label_nll_is_cross_entropy_per_token() -> None:
     labels = torch.arange(N)
     expected = -logits(0).log_softmax(1)[torch.arange(N), labels]
     torch.testing.assert_close(label_nll(logits(0), labels), expected)
+
+
+def test_empty_entries_and_the_company_of_wider_tokens_change_nothing() -> None:
+    narrow, wide = (
+        stored_laws(logits(seed), torch.zeros(N, dtype=torch.long), V, tail_mass=mass) for seed, mass in ((0, 0.2), (2, 0))
+    )
+    assert narrow.is_empty_NK.any() and not wide.is_empty_NK.any()
+    joined = join_targets([narrow, wide])
+    both = torch.cat([logits(1), logits(1)])
+    apart = [sparse_kl(logits(1), teacher, 1.0) for teacher in (narrow, wide)]
+    torch.testing.assert_close(sparse_kl(both, joined, 1.0), torch.cat(apart))
+    for row in range(N):  # the same law without its empty places
+        count = int((~narrow.is_empty_NK[row]).sum())
+        own = TeacherTargets(
+            narrow.entry_ids_NK[row : row + 1, :count],
+            narrow.entry_logprobs_NK[row : row + 1, :count],
+            narrow.tail_logprob_N[row : row + 1],
+            narrow.label_logprob_N[row : row + 1],
+        )
+        torch.testing.assert_close(sparse_kl(logits(1)[row : row + 1], own, 1.0), apart[0][row : row + 1])

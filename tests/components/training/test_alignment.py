@@ -35,7 +35,9 @@ def test_a_cache_shifted_by_one_position_is_refused_before_the_first_step(tmp_pa
     shifted = shifted_cache(tmp_path, precision=precision, positions="all")
     for kind in PRESETS:
         model = build_model()
-        with pytest.raises(CacheMismatchError, match=r"not aligned: .* one position before their own.*Run: dvc repro -f -s cache_teacher"):
+        with pytest.raises(
+            CacheMismatchError, match=r"not aligned: .* one position before their own.*Run: dvc repro -f -s cache_teacher"
+        ):
             post_train(tmp_path / kind, PRESETS[kind], shifted, model=model)
         assert all(torch.equal(weight, build_model().state_dict()[name]) for name, weight in model.state_dict().items())
         assert not list((tmp_path / kind).glob("checkpoint-*"))
