@@ -102,7 +102,7 @@ def unpack_record(
     """Token ids and logprobs of a record's `count` entries, [M] each."""
     ids_M = unpack_integers(packed, count, layout.id_bits)
     codes_M = unpack_integers(packed[packed_bytes(count, layout.id_bits) :], count, layout.probability_bits)
-    return ids_M, logprob_of_code(layout.probability_bits)[codes_M]
+    return ids_M, logprob_of_code(layout.probability_bits).take(codes_M)
 
 
 def pad_entries(
@@ -110,6 +110,8 @@ def pad_entries(
 ) -> tuple[Tensor, Tensor]:
     """Ragged entries as rectangles, [N, K] each: an empty place repeats the token's first id, with logprob -inf."""
     width = int(num_entries_N.max(initial=1))
+    if len(ids_M) == width * len(num_entries_N):  # nothing is empty
+        return torch.from_numpy(ids_M.reshape(-1, width)), torch.from_numpy(logprobs_M.reshape(-1, width))
     is_entry_NK = np.arange(width) < num_entries_N[:, None]
     starts_N = np.cumsum(num_entries_N, dtype=np.int64) - num_entries_N
     ids_NK = np.repeat(ids_M[starts_N][:, None], width, axis=1) if len(ids_M) else np.zeros(is_entry_NK.shape, dtype=np.int32)
