@@ -43,7 +43,7 @@ def main() -> None:
         f"{options.batches} batches of {options.batch_tokens} tokens, K {options.entries}, T {options.temperature}, "
         f"{options.rounds} rounds\n"
     )
-    print("| model | dtype | kept | capture / bare tokens/s (of minima) | (median of rounds) | bare tokens/s |\n|---|---|---|---|---|---|")
+    print("| model | dtype | kept | capture / bare (of minima) | (median of rounds) | bare tokens/s |\n|---|---|---|---|---|---|")
     for name, build in models(options).items():
         for dtype in options.dtypes.split(","):
             torch.manual_seed(0)
@@ -67,7 +67,9 @@ def parse() -> argparse.Namespace:
 
 def models(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     shapes = [tuple(int(number) for number in shape.split("x")) for shape in options.shapes.split(",") if shape]
-    named: dict[str, Callable[[], Any]] = {f"V {V}, H {H}, {L} layers": lambda V=V, H=H, L=L: random_llama(V, H, L) for V, H, L in shapes}
+    named: dict[str, Callable[[], Any]] = {
+        f"V {V}, H {H}, {L} layers": lambda V=V, H=H, L=L: random_llama(V, H, L) for V, H, L in shapes
+    }
     if options.model:
         named[options.model.name] = lambda: AutoModelForCausalLM.from_pretrained(options.model)
     return named
