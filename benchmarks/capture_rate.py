@@ -43,9 +43,7 @@ def main() -> None:
         f"{options.batches} batches of {options.batch_tokens} tokens, K {options.entries}, T {options.temperature}, "
         f"{options.rounds} rounds\n"
     )
-    print(
-        "| model | dtype | kept | capture / bare tokens/s (of minima) | (median of rounds) | bare tokens/s |\n|---|---|---|---|---|---|"
-    )
+    print("| model | dtype | kept | capture / bare (of minima) | (median of rounds) | bare tokens/s |\n|---|---|---|---|---|---|")
     for name, build in models(options).items():
         for dtype in options.dtypes.split(","):
             torch.manual_seed(0)

@@ -7,32 +7,42 @@ sees some thousand candidates. Values and ids are packed into one integer each, 
 the order of their ids, on every device and for every size of chunk and block.
 """
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
 BLOCK_COLUMNS = 64  # maxima over rows of 16 columns took ten times as long as over 64, over 256 a third less
-FOLD = 8
+LEAST_FOLD = 3
 DIRECT_COLUMNS = 4096  # with fewer the maxima save nothing
 ID_BITS = 32
 
 
 def top_entries(logits_CV: Tensor, num_entries: int) -> Tensor:
-    """Ids of the `num_entries` <= V largest of each row of fp32 logits, [C, K] int64, largest first, the lower id first of equals.
+    """Ids of the `num_entries` <= V largest of each row of fp32 logits, [C, K] int64, largest first.
 
-    Rows with NaN give some valid ids. (-0.0 counts as less than 0.0.)
+    Of equals the lower id comes first (0.0 before -0.0). Rows with NaN give some valid ids.
     """
     num_columns, device = logits_CV.shape[1], logits_CV.device
     num_blocks = num_columns // BLOCK_COLUMNS
     if num_columns < DIRECT_COLUMNS or num_blocks <= num_entries:
-        return key_ids(largest_keys(order_keys(logits_CV, torch.arange(num_columns, device=device)), num_entries))
+        return key_ids(largest_keys(order_keys(logits_CV, first_ids(num_columns, device)), num_entries))
     blocks_CBb = logits_CV[:, : num_blocks * BLOCK_COLUMNS].unflatten(1, (num_blocks, BLOCK_COLUMNS))
     # Of blocks with equal maxima the first ones: they hold the lower ids.
-    block_keys_CB = order_keys(blocks_CBb.amax(2), torch.arange(num_blocks, device=device))
-    firsts_CK1 = key_ids(largest_keys(block_keys_CB, num_entries)).mul_(BLOCK_COLUMNS).unsqueeze(2)
-    left_over_R = torch.arange(num_blocks * BLOCK_COLUMNS, num_columns, device=device)
-    within_CM = (firsts_CK1 + torch.arange(BLOCK_COLUMNS, device=device)).flatten(1)
-    ids_CM = torch.cat([within_CM, left_over_R.expand(len(logits_CV), -1)], dim=1)
+    block_keys_CB = order_keys(blocks_CBb.amax(2), first_ids(num_blocks, device))
+    firsts_CK = key_ids(largest_keys(block_keys_CB, num_entries)).mul_(BLOCK_COLUMNS)
+    ids_CM = firsts_CK.unsqueeze(2).add(first_ids(BLOCK_COLUMNS, device)).flatten(1)
+    if num_blocks * BLOCK_COLUMNS < num_columns:
+        left_over_R = torch.arange(num_blocks * BLOCK_COLUMNS, num_columns, device=device)
+        ids_CM = torch.cat([ids_CM, left_over_R.expand(len(logits_CV), -1)], dim=1)
     return key_ids(largest_keys(order_keys(logits_CV.gather(1, ids_CM), ids_CM), num_entries))
+
+
+@functools.lru_cache(maxsize=8)
+def first_ids(number: int, device: torch.device) -> Tensor:
+    """0, 1, ... [number] int64; kept, because every block of rows asks for the same ones. Nobody writes to them."""
+    return torch.arange(number, device=device)
 
 
 def order_keys(values_CM: Tensor, ids_CM: Tensor) -> Tensor:
@@ -50,12 +60,18 @@ def key_ids(keys_CK: Tensor) -> Tensor:
 
 
 def largest_keys(keys_CM: Tensor, num_entries: int) -> Tensor:
-    """The `num_entries` largest of keys that all differ, [C, K], largest first: of the columns of the folded row with the
-    largest maxima. Any partition would do; folding reads whole vectors."""
-    num_folded = keys_CM.shape[1] // FOLD
-    if num_folded <= 2 * num_entries:
+    """The `num_entries` largest of keys that all differ, [C, K], largest first.
+
+    They are in those columns of the folded row that have the largest maxima. Any partition would do; folding reads whole vectors.
+    """
+    fold = round(math.sqrt(keys_CM.shape[1] / num_entries))  # as many columns as candidates
+    if fold < LEAST_FOLD:
         return keys_CM.topk(num_entries, dim=1).values
-    folded_CFS = keys_CM[:, : num_folded * FOLD].unflatten(1, (FOLD, num_folded))
+    num_folded = keys_CM.shape[1] // fold
+    folded_CFS = keys_CM[:, : num_folded * fold].unflatten(1, (fold, num_folded))
     columns_CK = folded_CFS.amax(1).topk(num_entries, dim=1, sorted=False).indices
-    kept_CFK = folded_CFS.gather(2, columns_CK.unsqueeze(1).expand(-1, FOLD, -1))
-    return torch.cat([kept_CFK.flatten(1), keys_CM[:, num_folded * FOLD :]], dim=1).topk(num_entries, dim=1).values
+    kept_CM = folded_CFS.gather(2, columns_CK.unsqueeze(1).expand(-1, fold, -1)).flatten(1)
+    if num_folded * fold < keys_CM.shape[1]:
+        kept_CM = torch.cat([kept_CM, keys_CM[:, num_folded * fold :]], dim=1)
+    largest_CK: Tensor = kept_CM.topk(num_entries, dim=1).values
+    return largest_CK
