@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from components.data.training_rows import TargetRow, TrainingRow, count_targets
 from components.errors import ModelError
 from components.objectives.model_head import causal_lm, head_of, hidden_of, probe_head
-from components.teacher_cache.reduction import ReducedLaws, reduce_hidden, reduce_logits
+from components.teacher_cache.reduction import ReducedLaws, Scratch, reduce_hidden, reduce_logits
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LawCapture:
     def __init__(self, model: nn.Module, settings: LawSettings) -> None:
         self._model = model.eval()
         self._settings = settings
+        self._scratch = Scratch()
         head = head_of(model)
         reason = head if isinstance(head, str) else probe_head(causal_lm(model), head)
         self._head = None if reason else head
@@ -56,6 +57,7 @@ class LawCapture:
 
     def _reduce(self, inputs: dict[str, Tensor], is_kept_BT: Tensor, labels_N: Tensor) -> ReducedLaws:
         settings: Any = {"max_entries": self._settings.max_entries, "temperature": self._settings.temperature}
+        settings["scratch"] = self._scratch
         if self._head is not None:
             return reduce_hidden(hidden_of(self._model, inputs, is_kept_BT), self._head, labels_N, **settings)  # type: ignore[arg-type]
         logits_NV = self._model(**inputs, use_cache=False).logits[is_kept_BT]
