@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from components.data.training_rows import count_targets
 from components.errors import CacheMismatchError
@@ -75,3 +76,16 @@ def test_a_changed_token_or_target_mark_is_refused(cache: TeacherCacheReader) ->
 
 def test_without_a_cache_there_are_no_teacher_columns() -> None:
     assert set(TeacherCollator(PAD, None)(ROWS)) == {"input_ids", "attention_mask", "labels"}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_several_workers_read_at_once_what_one_reads(cache: TeacherCacheReader, packing: bool) -> None:
+    collate = TeacherCollator(PAD, cache, packing=packing)
+    order = [row for row in ROWS for _ in range(3)][::-1]
+    batches = [
+        list(DataLoader(order, batch_size=7, num_workers=num_workers, collate_fn=collate))
+        for num_workers in (0, 3)  # type: ignore[arg-type]
+    ]
+    assert len(batches[0]) == len(batches[1]) > 5
+    for one, other in zip(*batches, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
