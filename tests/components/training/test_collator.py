@@ -84,7 +84,7 @@ def test_several_workers_read_at_once_what_one_reads(cache: TeacherCacheReader, 
     order = [row for row in ROWS for _ in range(3)][::-1]
     batches = [
         list(DataLoader(order, batch_size=7, num_workers=num_workers, collate_fn=collate))
-        for num_workers in (0, 3)  # type: ignore[arg-type]
+        for num_workers in (0, 2)  # type: ignore[arg-type]
     ]
     assert len(batches[0]) == len(batches[1]) > 5
     for one, other in zip(*batches, strict=True):
