@@ -88,9 +88,13 @@ class ShardCapturer:
         self._waiting: deque[tuple[Future[Any], int]] = deque()
 
     def capture(self, shard: PlannedShard, work: Path, claim: Claim) -> None:
-        """Run the teacher over one shard. It is written, and the claim released, later: see `finish`."""
+        """Run the teacher over one shard. It is written, and the claim released, later: see `finish`.
+
+        The shard before it is on the disk by then, or a kill would lose two.
+        """
         assembly = ShardAssembly(shard, work, self._identity, self._layout)
         try:
+            self.finish()
             for batch in plan_batches(shard.rows, self._batch_tokens):
                 rows = self._read([shard.rows[place] for place in batch])
                 laws = self._teacher(rows)
