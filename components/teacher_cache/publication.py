@@ -1,7 +1,8 @@
 """From finished shards to a cache that others may read: whole, or as it was before.
 
 Shards are linked, not copied, so the disk holds each once. The new cache lies ready in the work folder before the old one is
-moved aside, so a kill between the two renames of the exchange loses nothing: the next run finishes the exchange.
+moved aside, so a kill between the two renames of the exchange loses nothing: the next run finishes it, or undoes it when it is
+a run for something else.
 """
 
 import os
@@ -106,12 +107,20 @@ def put_in_place(target: Path, work: Path) -> None:
     shutil.rmtree(work / REPLACED, ignore_errors=True)
     if target.exists():
         os.replace(target, work / REPLACED)
-    os.replace(work / STAGING, target)  # killed before this line: `lies_ready` finds it next time
+    os.replace(work / STAGING, target)  # killed before this line: see `lies_ready` and `put_back`
 
 
 def lies_ready(work: Path, identity: CacheIdentity) -> bool:
     """Whether a publication was killed when all but the exchange was done."""
     return published(work / STAGING, identity) is not None
+
+
+def put_back(target: Path, works: Path) -> None:
+    """Undo an exchange that was killed half way and is not the one that we would finish: the old cache is where it was."""
+    for replaced in works.glob(f"*/*/{REPLACED}"):
+        if not target.exists() and (replaced / MANIFEST).exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(replaced, target)
 
 
 def take_over(plan: CapturePlan, work: Path) -> None:

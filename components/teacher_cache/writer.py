@@ -29,6 +29,7 @@ from components.teacher_cache.publication import (
     lies_ready,
     publish,
     published,
+    put_back,
     put_in_place,
     take_over,
 )
@@ -93,6 +94,7 @@ def write_cache(
                 stack.enter_context(sharing(own / PRESENCE))
                 if lies_ready(own, identity):
                     put_in_place(target, own)
+                put_back(target, work)
                 watch = Watch(target, identity)
                 plan = None if published(target, identity) else plan_capture(rows, identity, settings, target)
                 if plan is not None:
