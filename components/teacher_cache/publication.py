@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from components.artifacts import fingerprint_file, write_json
+from components.artifacts import fingerprint_file, read_json, write_json
 from components.errors import ArtifactError
 from components.teacher_cache.claims import try_claim
 from components.teacher_cache.encoding import STATISTICS
@@ -20,7 +20,7 @@ from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.reader import open_checked_index
 from components.teacher_cache.record_index import RecordIndex, concatenate
 from components.teacher_cache.shard_capture import finished_shard, marker_of
-from components.teacher_cache.shard_file import ShardTensors, index_shard, is_whole
+from components.teacher_cache.shard_file import ShardTensors, describe_shard, index_shard, is_whole
 from components.teacher_cache.shard_plan import CapturePlan, PlannedShard
 
 PRESENCE = "presence.lock"
@@ -29,13 +29,16 @@ STAGING, REPLACED = "staging", "replaced"
 
 
 def published(target: Path, identity: CacheIdentity) -> CacheManifest | None:
-    """The manifest of the cache at `target` if it is the one wanted and every byte of it is there; otherwise None."""
+    """The manifest of the cache at `target` if it is the one wanted, every byte of it is there and nothing else; otherwise None."""
     try:
         manifest = read_manifest(target)
         if manifest.identity != identity:
             return None
         open_checked_index(target, manifest.index_checksum)
     except ArtifactError:
+        return None
+    own = {MANIFEST, INDEX, *(entry.name for entry in manifest.shards)}
+    if {path.name for path in target.iterdir()} != own:
         return None
     return manifest if all(is_whole(target / entry.name, entry) for entry in manifest.shards) else None
 
@@ -123,10 +126,31 @@ def put_back(target: Path, works: Path) -> None:
             os.replace(replaced, target)
 
 
-def take_over(plan: CapturePlan, work: Path) -> None:
-    """Link the kept shards into the work folder at once: the cache that they are from may be exchanged while we capture."""
+def take_over(plan: CapturePlan, earlier: Path, work: Path) -> None:
+    """Link what is there already into the work folder at once: the cache that it is from may be exchanged while we capture."""
     for shard in plan.kept:
         link(shard.folder / shard.entry.name, work / shard.entry.name)
+    checksums = listed_checksums(earlier) if plan.new else {}
+    for name in {shard.name for shard in plan.new} & checksums.keys():
+        try:
+            entry = describe_shard(earlier / name)
+        except ArtifactError:
+            continue
+        if entry.checksum == checksums[name]:
+            link(earlier / name, work / name)
+            write_json(marker_of(work, name), asdict(entry))
+
+
+def listed_checksums(folder: Path) -> dict[str, str]:
+    """What a manifest says of its shards, though it or the index be damaged elsewhere.
+
+    A shard's name tells its rows and settings, so a file that has the checksum listed for that name is what the name says.
+    """
+    try:
+        listed = read_json(folder / MANIFEST, made_by="cache_teacher")["shards"]
+        return {entry["name"]: entry["checksum"] for entry in listed}
+    except (ArtifactError, KeyError, TypeError):
+        return {}
 
 
 def _finished(work: Path, shard: PlannedShard) -> ShardEntry:
@@ -142,11 +166,11 @@ def _index(work: Path, entry: ShardEntry, shard: PlannedShard, layout: EntryLayo
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for the same bytes; a copy where the file system has no such thing."""
+    """A second name for the same bytes, those behind a symbolic link; a copy where the file system has no such thing."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        os.link(source.resolve(), temporary)
     except OSError:
         shutil.copy2(source, temporary)
         _sync(temporary)

@@ -98,7 +98,7 @@ def write_cache(
                 watch = Watch(target, identity)
                 plan = None if published(target, identity) else plan_capture(rows, identity, settings, target)
                 if plan is not None:
-                    take_over(plan, own)
+                    take_over(plan, target, own)
         if plan is not None:
             layout = EntryLayout.of(teacher.vocabulary_size, identity.probability_bits)
             _Capture(teacher, rows, identity, settings, layout, rank).run(plan, own, watch)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from components.artifacts import fingerprint_json
 from components.data.training_rows import count_targets
@@ -114,12 +115,11 @@ def left_over(folder: Path) -> list[str]:
     return [path.name for path in (folder / ".work").rglob("*") if path.name != "plan.lock"]
 
 
+def as_bytes(record: dict[str, Tensor]) -> dict[str, bytes]:
+    return {name: column.numpy().tobytes() for name, column in record.items()}
+
+
 def read_all(cache: Path, rows: Sequence[Row]) -> dict[str, dict[str, bytes]]:
-    """Every column of every record, as bytes, read through the reader as whoever made the cache would."""
+    """Every column of every record, read as whoever made the cache would."""
     reader = TeacherCacheReader(cache, read_manifest(cache).identity)
-    return {
-        row.fingerprint: {
-            name: column.numpy().tobytes() for name, column in reader.read(row.fingerprint, count_targets(row)).items()
-        }
-        for row in rows
-    }
+    return {row.fingerprint: as_bytes(reader.read(row.fingerprint, count_targets(row))) for row in rows}
