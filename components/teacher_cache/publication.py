@@ -172,10 +172,18 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), temporary)
     except OSError:
-        shutil.copy2(source, temporary)
-        _sync(temporary)
+        _copy(source, temporary)
     os.replace(temporary, target)
     temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copy2(source, target)
+        _sync(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _sync(file: Path) -> None:

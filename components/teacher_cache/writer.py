@@ -18,7 +18,7 @@ from components.data.training_rows import TrainingRow
 from components.teacher_cache.capture import LawCapture, LawSettings
 from components.teacher_cache.capture_progress import CaptureProgress
 from components.teacher_cache.claims import exclusively, sharing, try_claim
-from components.teacher_cache.disk_space import naming_full_disk
+from components.teacher_cache.disk_space import naming_full_disk, refuse_unreachable
 from components.teacher_cache.format import CacheIdentity, CacheManifest, read_manifest
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.publication import (
@@ -98,6 +98,7 @@ def write_cache(
                 watch = Watch(target, identity)
                 plan = None if published(target, identity) else plan_capture(rows, identity, settings, target)
                 if plan is not None:
+                    refuse_unreachable(target, own)
                     take_over(plan, target, own)
         if plan is not None:
             layout = EntryLayout.of(teacher.vocabulary_size, identity.probability_bits)

@@ -48,13 +48,13 @@ def identity_of(rows: Sequence[Row], **changes: Any) -> CacheIdentity:
 def noting_model(notes: Path, react: Callable[[], Any] = lambda: None) -> Any:
     """The tiny teacher; before every forward pass it notes the rows, and `react` is called."""
     model = build_model()
-    descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(_: Any, __: Any, keywords: dict[str, Any]) -> None:
         rows = keywords["input_ids"].tolist()
         if rows == [[0, 1, 2, 3]]:
             return  # the probe of the head, no row
-        os.write(descriptor, "".join(f"{json.dumps([token for token in row if token])}\n" for row in rows).encode())
+        with notes.open("a") as file:
+            file.write("".join(f"{json.dumps([token for token in row if token])}\n" for row in rows))
         react()
 
     model.model.register_forward_pre_hook(note, with_kwargs=True)
