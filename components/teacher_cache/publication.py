@@ -8,6 +8,7 @@ a run for something else.
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +30,7 @@ STAGING, REPLACED = "staging", "replaced"
 
 
 def published(target: Path, identity: CacheIdentity) -> CacheManifest | None:
-    """The manifest of the cache at `target` if it is the one wanted, every byte of it is there and nothing else; otherwise None."""
+    """The manifest of the cache at `target` if it is the one wanted, whole to the last byte and without strangers; otherwise None."""
     try:
         manifest = read_manifest(target)
         if manifest.identity != identity:
@@ -118,6 +119,13 @@ def lies_ready(work: Path, identity: CacheIdentity) -> bool:
     return published(work / STAGING, identity) is not None
 
 
+def finish_exchange(target: Path, work: Path, identity: CacheIdentity) -> None:
+    """What a killed publication has begun is finished if it was the one that is wanted, and otherwise undone."""
+    if lies_ready(work, identity):
+        put_in_place(target, work)
+    put_back(target, work.parent.parent)
+
+
 def put_back(target: Path, works: Path) -> None:
     """Undo an exchange that was killed half way and is not the one that we would finish: the old cache is where it was."""
     for replaced in works.glob(f"*/*/{REPLACED}"):
@@ -191,6 +199,15 @@ def _sync(file: Path) -> None:
         os.fsync(written.fileno())
 
 
+def sweep(work: Path) -> None:
+    """Remove what killed captures have left half written, so that it does not pile up; not while somebody is about."""
+    claim = try_claim(work / PRESENCE)
+    if claim is not None:
+        for file in (*work.glob("*.partial"), *work.glob(".*.json.*")):
+            file.unlink(missing_ok=True)
+        claim.release()
+
+
 def clear_work(work: Path) -> None:
     """Remove the work folder of what was published, and what captures of other data left when they were killed.
 
@@ -208,8 +225,12 @@ def clear_work(work: Path) -> None:
 def adopt_shard(work: Path, name: str) -> ShardEntry | None:
     """A shard that a killed capture of slightly other data has left, taken over; None where there is none."""
     for folder in work.parent.iterdir():
-        if folder != work and folder.is_dir() and (entry := finished_shard(folder, name)) is not None:
-            link(folder / name, work / name)
-            write_json(marker_of(work, name), asdict(entry))
-            return entry
+        if folder == work:
+            continue
+        with suppress(FileNotFoundError):  # its own capture may just be clearing it
+            entry = finished_shard(folder, name)
+            if entry is not None:
+                link(folder / name, work / name)
+                write_json(marker_of(work, name), asdict(entry))
+                return entry
     return None
