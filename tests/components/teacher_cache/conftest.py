@@ -102,8 +102,9 @@ def planned(rows: Sequence[Row], settings: CaptureSettings = SETTINGS) -> list[P
     return plan_capture(rows, identity_of(rows), settings).new
 
 
-def largest_shard(rows: Sequence[Row]) -> int:
-    return max(len(shard.rows) for shard in planned(rows))
+def largest_shard(rows: Sequence[Row], settings: CaptureSettings = SETTINGS) -> int:
+    """Its number of rows."""
+    return max(len(shard.rows) for shard in planned(rows, settings))
 
 
 def files(folder: Path) -> dict[str, bytes]:
