@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 BUDGET_BYTES = 32 * 2**20
+ARRAY_BYTES = 150
+"""What numpy and Python need for an array beside its numbers: of small records it is most."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class DecodedRecord:
 
     @property
     def num_bytes(self) -> int:
-        own = sum(column.nbytes for column in self.columns.values())
-        return own + self.entry_ids_M.nbytes + self.entry_logprobs_M.nbytes
+        arrays = (*self.columns.values(), self.entry_ids_M, self.entry_logprobs_M)
+        return sum(array.nbytes + ARRAY_BYTES for array in arrays)
 
 
 class RecentRecords:
     """The last records within a budget of bytes, each process its own."""
 
-    def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
-        self._budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int | None = None) -> None:
+        self._budget_bytes = BUDGET_BYTES if budget_bytes is None else budget_bytes
         self._records: OrderedDict[str, DecodedRecord] = OrderedDict()
         self.num_bytes = 0
 
@@ -46,6 +48,8 @@ class RecentRecords:
         return record
 
     def keep(self, name: str, record: DecodedRecord) -> None:
+        if (old := self._records.pop(name, None)) is not None:
+            self.num_bytes -= old.num_bytes
         self._records[name] = record
         self.num_bytes += record.num_bytes
         while self.num_bytes > self._budget_bytes:

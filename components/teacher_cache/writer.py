@@ -18,7 +18,7 @@ from components.data.training_rows import TrainingRow
 from components.teacher_cache.capture import LawCapture, LawSettings
 from components.teacher_cache.capture_progress import CaptureProgress
 from components.teacher_cache.claims import exclusively, sharing, try_claim
-from components.teacher_cache.disk_space import naming_full_disk
+from components.teacher_cache.disk_space import naming_full_disk, refuse_unreachable
 from components.teacher_cache.format import CacheIdentity, CacheManifest, read_manifest
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.publication import (
@@ -26,10 +26,10 @@ from components.teacher_cache.publication import (
     Watch,
     adopt_shard,
     clear_work,
-    lies_ready,
+    finish_exchange,
     publish,
     published,
-    put_in_place,
+    sweep,
     take_over,
 )
 from components.teacher_cache.shard_capture import ShardCapturer, finished_shard
@@ -90,24 +90,24 @@ def write_cache(
             work.mkdir(parents=True, exist_ok=True)
             with exclusively(lock):
                 own.mkdir(parents=True, exist_ok=True)
+                sweep(own)
                 stack.enter_context(sharing(own / PRESENCE))
-                if lies_ready(own, identity):
-                    put_in_place(target, own)
+                finish_exchange(target, own, identity)
                 watch = Watch(target, identity)
                 plan = None if published(target, identity) else plan_capture(rows, identity, settings, target)
                 if plan is not None:
-                    take_over(plan, own)
+                    refuse_unreachable(target, own)
+                    take_over(plan, target, own)
         if plan is not None:
             layout = EntryLayout.of(teacher.vocabulary_size, identity.probability_bits)
             _Capture(teacher, rows, identity, settings, layout, rank).run(plan, own, watch)
-        if rank.number != 0:
-            return None
         with naming_full_disk(work), exclusively(lock):
-            if plan is not None and published(target, identity) is None:
+            if rank.number == 0 and plan is not None and published(target, identity) is None:
                 publish(plan, identity, teacher.vocabulary_size, target=target, work=own)
     with exclusively(lock):
-        clear_work(own)
-    return read_manifest(target)
+        if rank.number == 0 or plan is None or watch.is_published():
+            clear_work(own)
+    return read_manifest(target) if rank.number == 0 else None
 
 
 class _Capture:
