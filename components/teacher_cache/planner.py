@@ -105,6 +105,11 @@ class CaptureSeconds:
         work = max(self.forward, self.encoding) if self.overlaps else self.forward + self.encoding
         return self.load + work
 
+    @property
+    def slowest(self) -> float:
+        """At the rates of the slowest rounds."""
+        return self.total * (1 + self.spread)
+
 
 @dataclass(frozen=True)
 class GridRuns:

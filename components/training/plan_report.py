@@ -13,14 +13,14 @@ def render_plan(plan: CachePlan) -> str:
     parts = [
         "# The teacher cache, planned",
         f"From {plan.num_probed_records:,} of {plan.size.num_records:,} records ({plan.num_probed_tokens:,} tokens), on "
-        f"{plan.device}. Seconds are the fastest of their rounds; the spread says how much longer the slowest took.",
+        f"{plan.device}. Seconds are the fastest of their rounds; the spread says how much longer the slowest took, the second figure of the capture too.",
         "## 1. The cache with the current params",
         _table(("", ""), _cache_lines(plan)),
         "## 2. Entries of a token",
         _table(CHOICE_HEAD, [_choice_line(choice) for choice in plan.choices]),
-        "Gradient error: ||g − g_full|| / ||g_full|| of dKL/dlogits for a student near the teacher (its logits + noise of 0.1), "
-        f"on {plan.num_error_tokens:,} tokens. Tail: entries until at most that probability is left outside. KL at equality: of the "
-        "stored law to the teacher itself, which is rounding alone.",
+        "Gradient error: ||g − g_full|| / ||g_full|| of dKL/dlogits for a student near the teacher (its logits + noise 0.1), "
+        f"on {plan.num_error_tokens:,} tokens. Tail: entries until at most that probability is left outside. KL at equality: of "
+        "the stored law to the teacher itself, which is rounding alone.",
         "## 3. From when on the cache pays",
         _table(("", ""), _pass_lines(plan)),
         _table(STEP_HEAD, [_step_line("full student", plan.rates.full, plan), _step_line("LoRA student", plan.rates.lora, plan)]),
@@ -55,7 +55,7 @@ def _cache_lines(plan: CachePlan) -> list[tuple[str, str]]:
         ("total size", f"{in_bytes(size.total_bytes)} in {shards}, index and manifest included"),
         (
             "capture",
-            f"{in_time(seconds.total)} in one process, spread {_percent(seconds.spread)}; more processes share the shards",
+            f"{in_time(seconds.total)} to {in_time(seconds.slowest)} in one process; more processes share the shards",
         ),
         ("made up of", _capture_parts(plan)),
         ("padded tokens", f"{plan.padded_tokens:,} in the batches that will run; {_bucket_rates(plan)}"),
