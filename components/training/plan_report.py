@@ -13,7 +13,7 @@ def render_plan(plan: CachePlan) -> str:
     parts = [
         "# The teacher cache, planned",
         f"From {plan.num_probed_records:,} of {plan.size.num_records:,} records ({plan.num_probed_tokens:,} tokens), on "
-        f"{plan.device}. Seconds are the fastest of their rounds; the spread says how much longer the slowest took, the second figure of the capture too.",
+        f"{plan.device}. Seconds are the fastest of their rounds; the spread, and the capture's second figure, tell the slowest.",
         "## 1. The cache with the current params",
         _table(("", ""), _cache_lines(plan)),
         "## 2. Entries of a token",
