@@ -132,13 +132,28 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
 
 def require_positions(max_length: int) -> None:
     """Refuse rows longer than the base can read: positions beyond its own are never trained and may crash."""
-    config = AutoConfig.from_pretrained(base_folder(), trust_remote_code=False)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = base_positions()
     if positions is not None and max_length > positions:
         raise ParamsError(
             f"params.yaml: data.max_length {max_length} is more than the base model's {positions} positions; "
             f"set data.max_length: {positions}"
         )
+
+
+def refuse_long_rows(longest: int) -> None:
+    """The same for the longest of rows that are prepared already, perhaps for another base than this one."""
+    positions = base_positions()
+    if positions is not None and longest > positions:
+        raise ParamsError(
+            f"the longest training row has {longest} tokens, the base model reads {positions}. In params.yaml set "
+            f"data.max_length: {positions}, and run: dvc repro prepare_data"
+        )
+
+
+def base_positions() -> int | None:
+    """Positions that the base can read, where its configuration says so."""
+    config = AutoConfig.from_pretrained(base_folder(), trust_remote_code=False)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def base_vocabulary_size() -> int:

@@ -1,15 +1,16 @@
 """The one typed schema of params.yaml. Unknown keys, impossible combinations and values out of range are errors.
 
 Each section is what some stages take; dvc.yaml lists the same sections under `params:`, so editing one reruns those stages only.
+`cache_plan` and `cache_export` belong to commands that are no stages.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from components.artifacts import ROOT
+from components.artifacts import ARTIFACTS, ROOT
 from components.errors import ParamsError
 
 PARAMS_FILE = ROOT / "params.yaml"
@@ -101,6 +102,27 @@ class TeacherCacheParams(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: Count = 8192
     shard_tokens: Count = 1_000_000
+
+
+class CachePlanParams(Section):
+    """`python -m flows.plan_cache`: what a cache would cost, from a probe of some rows. No stage reads this."""
+
+    num_records: Annotated[int, Field(ge=8)] = 128
+    num_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Passes over the data that a run is planned with; None takes training.num_steps as it is."""
+
+
+class CacheExportParams(Section):
+    """`python -m flows.export_cache`: the cache as one parquet file for other tools. No stage reads this."""
+
+    path: Annotated[str, Field(pattern=r"\.parquet$")] = ".work/export/teacher_cache.parquet"
+
+    @field_validator("path")
+    @classmethod
+    def _not_among_artifacts(cls, path: str) -> str:
+        if (ROOT / path).resolve().is_relative_to(ARTIFACTS.resolve()):
+            raise ValueError("artifacts/ holds what stages make, and DVC deletes it before they rerun; give a path outside")
+        return path
 
 
 class TokenScoresParams(Section):
@@ -271,6 +293,8 @@ class Params(Section):
     base_model: BaseModelParams
     data: DataParams
     teacher_cache: TeacherCacheParams
+    cache_plan: CachePlanParams
+    cache_export: CacheExportParams
     token_scores: TokenScoresParams
     objective: dict[CellName, ObjectiveParams]
     training: TrainingParams

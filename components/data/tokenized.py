@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.errors import ArtifactError
 
@@ -86,6 +87,11 @@ class TokenizedRows(Sequence[TokenizedRow]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return TokenizedRow(**self._table.slice(index % len(self), 1).to_pylist()[0])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row; 0 where there is none."""
+        return max(pc.list_value_length(self._table.column("input_ids")).to_pylist(), default=0)
 
     def flat(self) -> FlatRows:
         """Every row at once as arrays, in milliseconds (reading row by row takes a minute per million tokens)."""

@@ -27,7 +27,7 @@ COLUMNS: dict[str, str] = {
     "tail_logprob": "<f2",
     "label_logprob": "<f4",
     "label_rank": "<u2",
-    "entropy": "<f4",
+    "entropy": "<f2",
     "log_partition": "<f4",
     "margin": "<f2",
 }

@@ -5,7 +5,7 @@
       tail_logprob   [N] float16   log of the probability of all other tokens at the cache's temperature; summed, never 1 - sum
       label_logprob  [N] float32   logprob of the realised token at temperature 1
       label_rank     [N] uint16    0 when the realised token is the most likely; 65535 means that or more
-      entropy        [N] float32   of the full law at temperature 1, nats
+      entropy        [N] float16   of the full law at temperature 1, nats
       log_partition  [N] float32   logsumexp of the raw logits
       margin         [N] float16   top-1 minus top-2 logit
       entries        [bytes] uint8 record after record: all token ids, then all probabilities, packed (encoding.py)

@@ -16,7 +16,8 @@ def raw() -> dict[str, Any]:
     """A whole file of defaults, so that other values in the shipped one change no test."""
     grid = {"presets": ["sft", "masked_mle", "uncertainty_aware"], "seeds": [0, 1]}
     objective = {name: {"preset": name} for name in grid["presets"]}
-    sections = "world base_model data teacher_cache token_scores training probe evaluation comparison registration compute"
+    sections = "world base_model data teacher_cache cache_plan cache_export token_scores training probe evaluation"
+    sections += " comparison registration compute"
     return {**grid, "objective": objective, **{name: {} for name in sections.split()}, "training": {"lora": {}}}
 
 
@@ -97,6 +98,12 @@ def test_the_shipped_file_sets_every_key_of_the_schema() -> None:
         ("registration.model_name", "a b", "registration.model_name"),
         ("compute.device", "tpu", "compute.device"),
         ("compute.num_threads", -1, "compute.num_threads"),
+        ("cache_plan.num_records", 4, "cache_plan.num_records"),
+        ("cache_plan.num_epochs", 0.0, "cache_plan.num_epochs"),
+        ("cache_plan.epochs", 1, "cache_plan.epochs"),
+        ("cache_export.path", "cache.csv", "cache_export.path"),
+        ("cache_export.path", "artifacts/teacher_cache/a.parquet", "artifacts/ holds what stages make"),
+        ("cache_export.path", "inputs/../artifacts/a.parquet", "artifacts/ holds what stages make"),
         ("training", None, "training"),
     ],
 )

@@ -16,6 +16,10 @@ from infra.sync_dvc_deps import DVC_YAML, ROOT, code_dependencies, flow_of
 PIPELINE: dict[str, Any] = yaml.safe_load(DVC_YAML.read_text())
 STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 STAGE_FLOWS = sorted({flow_of(stage).removeprefix("flows.") for stage in STAGES.values()})
+COMMANDS = ["export_cache", "plan_cache"]
+"""Flows that people start by hand; no stages, so `dvc repro` never runs them."""
+SECTIONS_OF_COMMANDS = {"cache_export", "cache_plan"}
+"""No stage reads them, so editing them reruns nothing."""
 MAX_FLOW_LINES = 60
 
 
@@ -39,22 +43,45 @@ def test_every_stage_is_a_flow_of_its_name() -> None:
     assert set(STAGES) - set(STAGE_FLOWS) == {"evaluate_base"}, "the base is evaluated by the same flow under a name of its own"
 
 
+def test_a_flow_that_runs_as_a_stage_does_is_a_stage_or_a_command_that_is_listed_here() -> None:
+    started = {file.stem for file in (ROOT / "flows").glob("*.py") if f"main({file.stem})" in file.read_text()}
+    assert started == {*STAGE_FLOWS, *COMMANDS} and not set(STAGE_FLOWS) & set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_takes_sections_of_the_params_and_leaves_nothing_where_stages_do(name: str) -> None:
+    function = getattr(importlib.import_module(f"flows.{name}"), name)
+    parameters = inspect.signature(function).parameters.values()
+    assert all(parameter.kind is parameter.KEYWORD_ONLY and parameter.name in Params.model_fields for parameter in parameters)
+    text = (ROOT / "flows" / f"{name}.py").read_text()
+    assert "publish_folder" not in text and "no stage: `dvc repro` never runs it" in text.lower()
+
+
+def test_no_stage_depends_on_a_command_or_on_its_params() -> None:
+    for stage in STAGES.values():
+        assert not {f"flows/{name}.py" for name in COMMANDS} & {str(dependency) for dependency in stage["deps"]}
+        assert not SECTIONS_OF_COMMANDS & {str(param).partition(".")[0] for param in stage.get("params", [])}
+
+
 def test_score_tokens_depends_on_the_training_settings_that_its_members_share_and_on_no_other() -> None:
     declared = [str(param) for param in STAGES["score_tokens"]["params"]]
     assert [param for param in declared if param.startswith("training")] == [f"training.{knob}" for knob in MEMBER_KNOBS]
 
 
-def test_every_section_of_params_yaml_is_taken_by_some_stage() -> None:
+def test_every_section_of_params_yaml_is_taken_by_some_stage_or_belongs_to_a_command() -> None:
     taken = {str(param).partition(".")[0] for stage in STAGES.values() for param in stage.get("params", [])}
-    assert taken == set(Params.model_fields)
+    by_hand = {
+        key for name in COMMANDS for key in inspect.signature(getattr(importlib.import_module(f"flows.{name}"), name)).parameters
+    }
+    assert taken | SECTIONS_OF_COMMANDS == set(Params.model_fields) and by_hand >= SECTIONS_OF_COMMANDS
 
 
-@pytest.mark.parametrize("name", STAGE_FLOWS)
+@pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS])
 def test_a_stage_s_flow_is_short(name: str) -> None:
     assert len((ROOT / "flows" / f"{name}.py").read_text().splitlines()) <= MAX_FLOW_LINES
 
 
-@pytest.mark.parametrize("name", STAGE_FLOWS)
+@pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS])
 def test_a_stage_imports_nothing_heavy_before_its_function_is_called(name: str) -> None:
     heavy = ("torch", "transformers", "mlflow", "prefect", "great_expectations", "components.models", "components.training")
     tree = ast.parse((ROOT / "flows" / f"{name}.py").read_text())

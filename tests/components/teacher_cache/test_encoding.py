@@ -94,10 +94,10 @@ def test_the_columns_are_those_of_the_exact_law_and_a_far_rank_is_said_to_be_far
     columns = encode(laws, 0.03, 12).columns
     logprobs_NV = logits().log_softmax(1)
     np.testing.assert_allclose(columns["label_logprob"], logprobs_NV.gather(1, LABELS[:, None]).squeeze(1), atol=1e-5)
-    np.testing.assert_allclose(columns["entropy"], torch.special.entr(logprobs_NV.exp()).sum(1), atol=1e-5)
+    np.testing.assert_allclose(columns["entropy"], torch.special.entr(logprobs_NV.exp()).sum(1), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(columns["log_partition"], logits().logsumexp(1), rtol=1e-6)
     assert columns["label_rank"][0] == 65535
-    assert math.isclose(sum(column.itemsize for column in columns.values()), 19)
+    assert math.isclose(sum(column.itemsize for column in columns.values()), 17)
 
 
 def test_ragged_entries_become_a_rectangle_whose_empty_places_repeat_an_own_id() -> None:

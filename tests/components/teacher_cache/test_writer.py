@@ -192,7 +192,7 @@ def test_columns_are_those_of_the_format_for_whoever_reads_them_with_safetensors
         "tail_logprob": (entry.num_tokens, "float16"),
         "label_logprob": (entry.num_tokens, "float32"),
         "label_rank": (entry.num_tokens, "uint16"),
-        "entropy": (entry.num_tokens, "float32"),
+        "entropy": (entry.num_tokens, "float16"),
         "log_partition": (entry.num_tokens, "float32"),
         "margin": (entry.num_tokens, "float16"),
     }
