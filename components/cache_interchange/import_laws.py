@@ -8,6 +8,7 @@ Shapes: T predicted tokens of a record, N those that the cache keeps of it, K en
 
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from components.teacher_cache.disk_space import naming_full_disk
 from components.teacher_cache.encoding import MAX_RANK, STATISTICS, EncodedTokens, encode
 from components.teacher_cache.format import CacheIdentity, CacheManifest, read_manifest
 from components.teacher_cache.integer_packing import EntryLayout
-from components.teacher_cache.publication import PRESENCE, clear_work, publish
+from components.teacher_cache.publication import LOCK, PRESENCE, clear_work, publish
 from components.teacher_cache.reduction import ReducedLaws
 from components.teacher_cache.shard_capture import marker_of
 from components.teacher_cache.shard_file import EncodedRecord, describe_shard, save_shard, split_records
@@ -51,16 +52,18 @@ def import_cache(
     """Keep what `records` say of `rows`, and publish it at `target`. Records of other token ids are passed over."""
     own = work / identity.law_fingerprint / identity.fingerprint
     with naming_full_disk(work):
-        own.mkdir(parents=True, exist_ok=True)
-        with sharing(own / PRESENCE), exclusively(work / "plan.lock"):
-            layout = EntryLayout.of(vocabulary_size, identity.probability_bits)
-            importing = _Import(rows, identity, settings, layout, own)
+        work.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with exclusively(work / LOCK):
+                own.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(sharing(own / PRESENCE))
+            importing = _Import(rows, identity, settings, EntryLayout.of(vocabulary_size, identity.probability_bits), own)
             for record in records:
                 importing.add(record)
-            shards = importing.finish()
-            plan = CapturePlan(kept=[], new=shards)
-            publish(plan, identity, vocabulary_size, target=target, work=own, statistics=sorted(importing.known))
-        with exclusively(work / "plan.lock"):
+            plan = CapturePlan(kept=[], new=importing.finish())
+            with exclusively(work / LOCK):
+                publish(plan, identity, vocabulary_size, target=target, work=own, statistics=sorted(importing.known))
+        with exclusively(work / LOCK):
             clear_work(own)
     return read_manifest(target)
 

@@ -24,6 +24,8 @@ from components.teacher_cache.shard_capture import finished_shard, marker_of
 from components.teacher_cache.shard_file import ShardTensors, describe_shard, index_shard, is_whole
 from components.teacher_cache.shard_plan import CapturePlan, PlannedShard
 
+LOCK = "plan.lock"
+"""Held by whoever looks at what is there, publishes or clears: so nobody plans with what is about to go."""
 PRESENCE = "presence.lock"
 """In a work folder, locked by every process that captures there."""
 STAGING, REPLACED = "staging", "replaced"

@@ -7,6 +7,7 @@ Shapes: N tokens of the records that are read, K the most entries that one of th
 """
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from components.teacher_cache.format import INDEX, REPAIR, CacheIdentity, check_
 from components.teacher_cache.recent_records import DecodedRecord, RecentRecords
 from components.teacher_cache.record_index import MISSING, RecordIndex, open_index
 from components.teacher_cache.shard_file import EncodedRecord, ShardTensors, record_checksum
+
+MAX_MAPPED = 200
+"""Shards mapped at once: each costs a file descriptor, of which a process commonly has 1,024."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class TeacherCacheReader:
         self._index = open_checked_index(folder, manifest.index_checksum)
         self._shards = [ShardTensors(folder / entry.name, entry) for entry in manifest.shards]
         self._recent = RecentRecords()
+        self._mapped: OrderedDict[int, None] = OrderedDict()
 
     @property
     def holds_prompt(self) -> bool:
@@ -130,10 +135,18 @@ class TeacherCacheReader:
 
     def _record(self, place: int) -> tuple[EncodedRecord, ShardTensors]:
         index = self._index
-        shard = self._shards[index.shard[place]]
+        shard = self._look_into(int(index.shard[place]))
         first_token, first_byte = int(index.first_token[place]), int(index.first_byte[place])
         tokens = slice(first_token, first_token + int(index.num_tokens[place]))
         return shard.record(tokens, slice(first_byte, first_byte + int(index.num_bytes[place]))), shard
+
+    def _look_into(self, number: int) -> ShardTensors:
+        """A shard; of those looked into longest ago, descriptors are given back."""
+        self._mapped[number] = None
+        self._mapped.move_to_end(number)
+        if len(self._mapped) > MAX_MAPPED:
+            self._shards[self._mapped.popitem(last=False)[0]].unmap()
+        return self._shards[number]
 
 
 def _wanted_entries(

@@ -102,7 +102,10 @@ def is_whole(file: Path, entry: ShardEntry) -> bool:
 
 
 class ShardTensors:
-    """A shard by memory map, its size and header compared with the manifest; records are checked as they are read."""
+    """A shard by memory map, its size and header compared with the manifest; records are checked as they are read.
+
+    Mapped at the first look into it; `unmap` gives the file descriptor back until the next.
+    """
 
     def __init__(self, file: Path, entry: ShardEntry) -> None:
         try:
@@ -115,11 +118,26 @@ class ShardTensors:
             raise ArtifactError(f"{file} is damaged: it has {size} bytes, its manifest says {entry.num_bytes}. Run: {REPAIR}")
         if xxhash.xxh3_128_hexdigest(header) != entry.header_checksum:
             raise ArtifactError(f"{file} is damaged in its header: its checksum is not the manifest's. Run: {REPAIR}")
-        mapped = map_tensors(file, REPAIR)
         self.file = file
-        self.entries = mapped.tensors[ENTRIES]
-        self.columns: dict[str, Array] = {name: mapped.tensors[name] for name in COLUMNS}
         self._checksums = entry.column_checksums
+        self._tensors: dict[str, Array] | None = None
+
+    def _mapped(self) -> dict[str, Array]:
+        if self._tensors is None:
+            self._tensors = map_tensors(self.file, REPAIR).tensors
+        return self._tensors
+
+    @property
+    def entries(self) -> Array:
+        return self._mapped()[ENTRIES]
+
+    @property
+    def columns(self) -> dict[str, Array]:
+        tensors = self._mapped()
+        return {name: tensors[name] for name in COLUMNS}
+
+    def unmap(self) -> None:
+        self._tensors = None
 
     def record(self, tokens: slice, entries: slice) -> EncodedRecord:
         return EncodedRecord({name: column[tokens] for name, column in self.columns.items()}, self.entries[entries].tobytes())

@@ -22,6 +22,7 @@ from components.teacher_cache.disk_space import naming_full_disk, refuse_unreach
 from components.teacher_cache.format import CacheIdentity, CacheManifest, read_manifest
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.publication import (
+    LOCK,
     PRESENCE,
     Watch,
     adopt_shard,
@@ -83,8 +84,7 @@ def write_cache(
     Ranks other than 0 return None: they have captured, and do not publish.
     """
     own = work / identity.law_fingerprint / identity.fingerprint
-    lock = work / "plan.lock"
-    """Held by whoever looks at what is there, publishes or clears: so nobody plans with what is about to go."""
+    lock = work / LOCK
     with ExitStack() as stack:
         with naming_full_disk(work):
             work.mkdir(parents=True, exist_ok=True)

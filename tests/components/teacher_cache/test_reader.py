@@ -1,5 +1,6 @@
 """Laws of reading the cache: any damage and any other run's cache is refused, with the place and the command that repairs it."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 
 from components.data.training_rows import count_targets
 from components.errors import ArtifactError, CacheMismatchError
+from components.teacher_cache import reader
 from components.teacher_cache.format import INDEX, MANIFEST
 from components.teacher_cache.reader import RecordRequest, TeacherCacheReader
+from components.teacher_cache.recent_records import RecentRecords
 from components.teacher_cache.shard_file import ShardTensors
 from tests.conftest import build_cache, build_identity, build_model, build_rows
 
@@ -166,3 +169,14 @@ def test_a_missing_shard_two_shards_swapped_and_a_missing_manifest_are_refused(f
     (folder / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match=r"manifest.json is missing.*dvc repro cache_teacher"):
         open_it(folder)
+
+
+def test_more_shards_than_may_be_mapped_at_once_are_read_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_MAPPED", 2)
+    cache = open_it(folder)
+    num_shards = len(cache.manifest.shards)
+    before = len(os.listdir("/proc/self/fd"))
+    for row in [*ROWS, *ROWS[::-1]]:
+        cache._recent = RecentRecords(budget_bytes=0)
+        assert len(cache.read(row.fingerprint, count_targets(row))["entropy"]) == count_targets(row)
+    assert num_shards > 2 and len(os.listdir("/proc/self/fd")) <= before + 2
