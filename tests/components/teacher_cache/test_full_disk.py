@@ -8,7 +8,9 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError
-from components.teacher_cache import capture_progress
+from components.teacher_cache import capture_progress, encoding, shard_capture
 from components.teacher_cache.capture_progress import LEAST_BYTES_PER_TOKEN
 from components.teacher_cache.disk_space import MARGIN
 from components.teacher_cache.writer import Teacher, write_cache
@@ -192,7 +194,36 @@ def test_a_disk_that_is_full_at_any_step_is_one_clear_error_and_the_next_capture
         capture(own, few)
         assert files(own / "cache") == new and left_over(own) == [], step
         assert rows_twice(own) <= largest_shard(few), step
+    print(f"full at each of {step - 1} steps: {num_failures} errors, {step - 1 - num_failures} captures that could do without")
     assert num_failures > 25
+
+
+def test_a_capture_refused_half_way_keeps_its_shards_and_can_be_retried_in_the_same_process(
+    ram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that outlived the refusal would make the retry wait for itself, for ever."""
+
+    def encode_slowly(*arguments: Any) -> Any:
+        time.sleep(0.05)  # so that batches wait to be encoded when the refusal comes
+        return encoding.encode(*arguments)
+
+    begun = 0
+
+    def refuse_third(*_: Any) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 3:
+            raise ArtifactError("no room")
+
+    monkeypatch.setattr(shard_capture, "encode", encode_slowly)
+    with monkeypatch.context() as patch:
+        patch.setattr(capture_progress, "refuse_small_disk", refuse_third)
+        with pytest.raises(ArtifactError, match="no room"):
+            capture(ram, OLD)
+    assert len(list((ram / ".work").rglob("shard-*.safetensors"))) == 2
+    retry = start_child(lambda: (signal.alarm(20), capture(ram, OLD)))  # a child has its parent's locks
+    assert end_of_child(retry) == 0
+    assert rows_twice(ram) == 0
 
 
 # ---- read-only ----

@@ -73,6 +73,7 @@ def test_twenty_captures_killed_at_random_moments_all_end_in_the_same_bytes(
             break
     assert (equal, len(repeated)) == (NUM_KILLS, NUM_KILLS)
     assert max(repeated) <= largest_shard(ROWS), f"rows forwarded twice, by kill: {repeated}"
+    print(f"{equal}/{NUM_KILLS} equal; rows forwarded before the kill {moments}, twice {repeated}, at most {largest_shard(ROWS)}")
     assert len(set(moments)) > NUM_KILLS / 4, "moments all over the capture"
 
 
@@ -85,6 +86,7 @@ def test_one_capture_killed_again_and_again_ends_in_the_same_bytes(
         kills += 1
         assert rows_twice(tmp_path) <= kills * largest_shard(ROWS)
     capture(tmp_path, ROWS)
+    print(f"{kills} kills of one capture, {rows_twice(tmp_path)} rows forwarded twice, at most {largest_shard(ROWS)} a kill")
     assert kills >= 1 and files(tmp_path / "cache") == whole and left_over(tmp_path) == []
 
 
@@ -155,6 +157,7 @@ def test_a_first_capture_killed_at_every_step_leaves_nothing_or_all_and_goes_on_
         assert files(own / "cache") == whole, num_steps
         assert rows_twice(own) <= largest_shard(SHARDED), num_steps
         assert left_over(own) == [], num_steps
+    print(f"killed before each of {num_steps} steps, {num_published} of them after the publication")
     assert len(planned(SHARDED)) >= 3 and num_steps > 50 and num_published > 3
 
 
@@ -187,6 +190,7 @@ def test_a_capture_over_an_older_cache_killed_at_every_step_is_old_or_new_and_lo
         assert rows_twice(own) <= largest_shard(SHARDED), step
         assert not {tuple(row.input_ids) for row in OLD} & set(forwarded(own)), step
         assert left_over(own) == [], step
+    print(f"killed before each of {sum(seen.values())} steps: {seen}")
     assert seen["old"] > 40 and seen["absent"] == 1 and seen["new"] > 3, seen
     assert_going_back_or_on_loses_nothing(ram / "between")
 
