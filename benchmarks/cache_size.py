@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.other_cache_formats import FORMATS, EncodedLaws, dense_gradient, loss_gradient
-from components.artifacts import fingerprint_row
+from benchmarks.training_step import Row
 from components.objectives.sparse_target import TeacherTargets, sparse_kl
 from components.teacher_cache.encoding import COLUMNS, encode, logprob_of_code, pad_entries
 from components.teacher_cache.format import CacheIdentity
@@ -52,16 +52,6 @@ OURS = {
 }
 Gradient = Callable[[Tensor], Tensor]
 """Student logits [n, V] -> dKL/dlogits [n, V]."""
-
-
-@dataclass(frozen=True)
-class Row:
-    input_ids: list[int]
-    is_target: list[bool]
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint_row(self.input_ids, self.is_target)
 
 
 @dataclass(frozen=True)
