@@ -14,6 +14,7 @@ from components.artifacts import (
     BASE_MODEL,
     DATA,
     ROOT,
+    fingerprint_file,
     fingerprint_files,
     fingerprint_json,
     publish_folder,
@@ -160,6 +161,21 @@ def base_vocabulary_size() -> int:
     """Width of the base's logits, from its configuration alone; it may be more than the tokenizer's tokens (padding)."""
     config = AutoConfig.from_pretrained(base_folder(), trust_remote_code=False)
     return int(config.get_text_config().vocab_size)
+
+
+def refuse_changed_base() -> None:
+    """Refuse weights that are not those that `prepare_base` fingerprinted: what is made from them would be mislabelled."""
+    description: dict[str, Any] = read_json(BASE_MODEL / DESCRIPTION, made_by="prepare_base")
+    folder = base_folder()
+    for name, before in description["files"].items():
+        if name != "config.json" and not name.endswith(".safetensors"):
+            continue
+        now = fingerprint_file(folder / name) if (folder / name).exists() else "missing"
+        if now != before:
+            raise ModelError(
+                f"{folder / name} is not what prepare_base found there: fingerprint {before} then, {now} now. "
+                "Run: dvc repro -f -s prepare_base, then dvc repro"
+            )
 
 
 def load_base_model(dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "PreTrainedModel":

@@ -103,6 +103,15 @@ class TeacherCacheParams(Section):
     batch_tokens: Count = 8192
     shard_tokens: Count = 1_000_000
 
+    @model_validator(mode="after")
+    def _imported_laws_are_at_temperature_one(self) -> Self:
+        if self.source != "capture" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature {self.temperature} needs source: capture; laws from {self.source} are stored at temperature 1, "
+                "and the top entries alone do not tell another"
+            )
+        return self
+
 
 class CachePlanParams(Section):
     """`python -m flows.plan_cache`: what a cache would cost, from a probe of some rows. No stage reads this."""

@@ -19,17 +19,20 @@ from flows.stage_runner import main
 def cache_teacher(*, teacher_cache: TeacherCacheParams, compute: ComputeParams) -> dict[str, Any]:
     from components.cache_interchange.foreign import read_foreign
     from components.cache_interchange.import_laws import import_cache
-    from components.data.tokenized import read_split
-    from components.models import base_vocabulary_size, load_base_model, select_device, select_dtype
+    from components.data.tokenized import read_training_rows
+    from components.models import base_vocabulary_size, load_base_model, refuse_changed_base, select_device, select_dtype
+    from components.teacher_cache.disk_space import megabytes
     from components.teacher_cache.identity import expected_identity
+    from components.teacher_cache.publication import unfinished_bytes
     from components.teacher_cache.shard_plan import CaptureSettings
     from components.teacher_cache.writer import Rank, Teacher, write_cache
 
     rank = Rank.of_environment(os.environ)
-    rows, identity, vocabulary_size = read_split(DATA, "train"), expected_identity(teacher_cache), base_vocabulary_size()
+    rows, identity, vocabulary_size = read_training_rows(DATA), expected_identity(teacher_cache), base_vocabulary_size()
     settings = CaptureSettings(teacher_cache.batch_tokens, teacher_cache.shard_tokens)
     places = {"target": TEACHER_CACHE, "work": WORK / "teacher_cache"}
     if teacher_cache.source == "capture":
+        refuse_changed_base()
         dtype = select_dtype(teacher_cache.precision)
         teacher = Teacher(lambda: load_base_model(dtype, select_device(compute, rank.local)), vocabulary_size)
         manifest = write_cache(teacher, rows, identity, settings, rank=rank, **places)
@@ -38,6 +41,10 @@ def cache_teacher(*, teacher_cache: TeacherCacheParams, compute: ComputeParams) 
         manifest = import_cache(laws, rows, identity, settings, vocabulary_size, **places)
     if rank.number != 0 or manifest is None:
         return {"rank": rank.number, "tokens": "rank 0 tells"}
+    if left := unfinished_bytes(places["work"]):
+        print(
+            f"unfinished captures with other settings hold {megabytes(left)} in {places['work']}: go on with them, or remove it"
+        )
     return {"tokens": manifest.num_tokens, "records": manifest.num_records, "bytes_per_token": round(manifest.bytes_per_token, 1)}
 
 

@@ -26,6 +26,8 @@ def read_foreign(path: Path, vocabulary_size: int, *, settings_file: Path | None
         ".jsonl": lambda file: read_prompt_logprobs(file, vocabulary_size),
         ".parquet": lambda file: _read_parquet(file, vocabulary_size, settings_file),
     }
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Name the file or folder of the laws in teacher_cache.import_path in params.yaml")
     files = sorted((file for file in path.iterdir() if file.suffix in readers), key=_by_number) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} holds no {' or '.join(readers)} file. Name the folder of the capture")

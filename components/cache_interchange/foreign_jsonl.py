@@ -25,6 +25,8 @@ import numpy.typing as npt
 from components.cache_interchange.foreign_laws import ForeignRecord, build_laws, check_input_ids
 from components.errors import DataError
 
+LARGEST = 1e300
+"""No float holds more; JSON's integers may be of any size."""
 ID_KEYS = ("prompt_token_ids", "input_ids")
 
 
@@ -95,10 +97,14 @@ def _id_of(key: str, where: str) -> int:
     return int(key)
 
 
+def _is_huge(number: float) -> bool:
+    return type(number) is int and abs(number) > LARGEST
+
+
 def _logprob_and_rank(value: Any, where: str, key: str) -> tuple[float, int | None]:
     rank = value.get("rank") if isinstance(value, dict) else None
     logprob = value.get("logprob") if isinstance(value, dict) else value
-    if not isinstance(logprob, int | float) or isinstance(logprob, bool):
+    if not isinstance(logprob, int | float) or isinstance(logprob, bool) or _is_huge(logprob):
         raise DataError(f"{where}: the logprob of id {key} is {json.dumps(logprob)[:40]}, not a number. Capture the record again")
     if rank is not None and not (type(rank) is int and 1 <= rank < 1 << 31):
         raise DataError(f"{where}: the rank of id {key} is {json.dumps(rank)[:40]}, not a number from 1")

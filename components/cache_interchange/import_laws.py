@@ -58,8 +58,13 @@ def import_cache(
                 own.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(sharing(own / PRESENCE))
             importing = _Import(rows, identity, settings, EntryLayout.of(vocabulary_size, identity.probability_bits), own)
-            for record in records:
-                importing.add(record)
+            try:
+                for record in records:
+                    importing.add(record)
+            except DataError as error:
+                raise DataError(f"{error}. Then run: dvc repro cache_teacher") from None
+            finally:
+                importing.progress.close()
             plan = CapturePlan(kept=[], new=importing.finish())
             with exclusively(work / LOCK):
                 publish(plan, identity, vocabulary_size, target=target, work=own, statistics=sorted(importing.known))
@@ -104,7 +109,6 @@ class _Import:
 
     def finish(self) -> list[PlannedShard]:
         """All shards, or the refusal that names rows without laws."""
-        self.progress.close()
         if self.waiting:
             missing = min((rows[0] for rows in self.waiting.values()), key=lambda row: row.place)
             ids = list(self.rows[missing.place].input_ids)

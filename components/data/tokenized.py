@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.artifacts import fingerprint_json, read_json
 from components.errors import ArtifactError
 
 SPLITS = ("train", "validation", "test")
@@ -109,3 +110,16 @@ class TokenizedRows(Sequence[TokenizedRow]):
 def read_split(folder: Path, split: str) -> TokenizedRows:
     """Rows of `train`, `validation` or `test` as `prepare_data` left them."""
     return TokenizedRows(folder / f"{split}.arrow")
+
+
+def read_training_rows(folder: Path) -> TokenizedRows:
+    """The training rows, refused unless they are those that identity.json beside them speaks of."""
+    rows = read_split(folder, "train")
+    said = read_json(folder / "identity.json", made_by="prepare_data")["train_fingerprint"]
+    found = fingerprint_json(rows.flat().fingerprints)
+    if found != said:
+        raise ArtifactError(
+            f"{folder / 'train.arrow'} has the data fingerprint {found}, identity.json beside it says {said}. "
+            "Make both again with: dvc repro -f -s prepare_data"
+        )
+    return rows

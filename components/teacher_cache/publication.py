@@ -224,6 +224,11 @@ def clear_work(work: Path) -> None:
         work.parent.rmdir()
 
 
+def unfinished_bytes(works: Path) -> int:
+    """What killed captures with other settings have left; they would go on from it, so it is told and not removed."""
+    return sum(file.stat().st_size for file in works.glob("*/*/*") if file.is_file())
+
+
 def adopt_shard(work: Path, name: str) -> ShardEntry | None:
     """A shard that a killed capture of slightly other data has left, taken over; None where there is none."""
     for folder in work.parent.iterdir():

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from components.artifacts import read_json, write_json
+from components.artifacts import fingerprint_row, read_json, write_json
 from components.data.training_rows import TrainingRow
 from components.errors import ArtifactError
 from components.teacher_cache.capture import LawCapture
@@ -20,7 +20,7 @@ from components.teacher_cache.format import CacheIdentity, ShardEntry
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.reduction import ReducedLaws
 from components.teacher_cache.shard_file import EncodedRecord, describe_shard, is_whole, save_shard, split_records
-from components.teacher_cache.shard_plan import PlannedShard, plan_batches
+from components.teacher_cache.shard_plan import PlannedRow, PlannedShard, plan_batches
 
 MAX_WAITING = 8
 """Batches that may wait to be encoded; more would only hold memory."""
@@ -89,11 +89,21 @@ class ShardCapturer:
         """Run the teacher over one shard and write it; nothing of the next one is begun before, so a kill costs one shard."""
         assembly = ShardAssembly(shard, work, self._identity, self._layout)
         for batch in plan_batches(shard.rows, self._batch_tokens):
-            laws = self._teacher([self._rows[shard.rows[place].place] for place in batch])
+            laws = self._teacher([self._read(shard.rows[place]) for place in batch])
             self._encoding.append((self._thread.submit(assembly.add, batch, laws), len(laws.label_logprob_N)))
             self._settle(at_most=MAX_WAITING)
         self._settle(at_most=0)
         assembly.finish()
+
+    def _read(self, planned: PlannedRow) -> TrainingRow:
+        row = self._rows[planned.place]
+        found = fingerprint_row(row.input_ids, row.is_target)
+        if found != planned.fingerprint:
+            raise ArtifactError(
+                f"training row {planned.place} is named {planned.fingerprint}, its tokens have the fingerprint {found}. "
+                "Make the data again with: dvc repro -f -s prepare_data"
+            )
+        return row
 
     def _settle(self, at_most: int) -> None:
         """Take note of batches that are encoded, and wait until no more than `at_most` are not."""

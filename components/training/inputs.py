@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from components.artifacts import DATA, TEACHER_CACHE, TOKEN_SCORES, fingerprint_json
-from components.data.tokenized import TokenizedRow, TokenizedRows, read_split
-from components.models import load_prepared_tokenizer, pad_token_id
+from components.data.tokenized import TokenizedRow, TokenizedRows, read_split, read_training_rows
+from components.models import load_prepared_tokenizer, pad_token_id, refuse_changed_base
 from components.objectives.sparse_target import TeacherTargets
 from components.params import ProbeParams, TeacherCacheParams, TokenScoresParams, TrainingParams
 from components.teacher_cache.identity import expected_identity
@@ -50,12 +50,13 @@ class TrainingInputs:
 def load_inputs(teacher_cache: TeacherCacheParams, token_scores: TokenScoresParams, training: TrainingParams) -> TrainingInputs:
     """Open everything; each is refused unless it was made for exactly these data, this base and these settings."""
     cache = TeacherCacheReader(TEACHER_CACHE, expected_identity(teacher_cache))
+    refuse_changed_base()
     scores = TokenScoreReader(TOKEN_SCORES, expected_scores_identity(token_scores, training))
     tokenizer: Any = load_prepared_tokenizer()
     texts_V = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
     return TrainingInputs(
-        rows=read_split(DATA, "train"),
+        rows=read_training_rows(DATA),
         validation=read_split(DATA, "validation"),
         cache=cache,
         scores=scores,

@@ -97,7 +97,8 @@ class TokenObjectiveLoss:
             self._online = OnlineTeacher(model, self._given_teacher)  # before the hook: a copy must not have it
         if self.cache is not None:
             batch = TeacherCollator(0, self.cache)(spread_rows(self.rows, PROOF_ROWS))
-            prove_alignment(model, batch, self.cache.manifest.identity.precision)
+            identity = self.cache.manifest.identity
+            prove_alignment(model, batch, identity.precision, identity.temperature)
         self.watch.attach(model)
 
     def collator(self, pad_token_id: int, *, packing: bool = False) -> Callable[[Sequence[Any]], dict[str, Tensor]]:

@@ -117,7 +117,7 @@ def prove_rows(
         prove_packing(student, spread, pad_token_id)
     if cache is not None:
         proof = TeacherCollator(pad_token_id, cache, packing=params.packing)
-        prove_alignment(student, proof(spread), cache.manifest.identity.precision)
+        prove_alignment(student, proof(spread), cache.manifest.identity.precision, cache.manifest.identity.temperature)
 
 
 def add_observers(trainer: ObjectiveTrainer, **observers: Observer | None) -> None:

@@ -73,6 +73,7 @@ def test_the_shipped_file_sets_every_key_of_the_schema() -> None:
         ("training.weight_decay", float("inf"), "training.weight_decay"),
         ("teacher_cache.temperature", 0.0, "teacher_cache.temperature"),
         ("teacher_cache.max_entries", 5000, "teacher_cache.max_entries"),
+        ("teacher_cache", {"source": "vllm", "temperature": 2.0}, "temperature 2.0 needs source: capture"),
         ("objective.masked_mle.keep", 0.0, "objective.masked_mle.keep"),
         ("objective.masked_mle.keep", 1.5, "objective.masked_mle.keep"),
         ("objective.sft.preset", "dpo", "objective.sft.preset"),

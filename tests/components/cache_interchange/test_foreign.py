@@ -486,6 +486,7 @@ def test_one_file_may_be_named_and_any_other_kind_is_refused(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no \.jsonl or \.parquet file"):
         list(read_foreign(tmp_path / "empty", V))
+    (tmp_path / "laws.jsonl.gz").write_bytes(b"")
     with pytest.raises(DataError, match="neither"):
         list(read_foreign(tmp_path / "laws.jsonl.gz", V))
 

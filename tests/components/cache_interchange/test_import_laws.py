@@ -116,3 +116,28 @@ def test_the_entries_follow_uncertainty_here_too(tmp_path: Path) -> None:
     num_entries = (record["entry_logprobs"] > -torch.inf).sum(1)
     assert ((record["tail_logprob"].float().exp() <= 0.101) | (num_entries >= 30)).all()
     assert num_entries.min() < num_entries.max() <= 31
+
+
+def test_entries_of_another_teacher_are_refused_even_where_no_label_is_known(tmp_path: Path) -> None:
+    records = as_vllm(ROWS, build_model(), top_k=4, ranks=False)
+    for record in records:
+        for place in range(1, len(record["prompt_logprobs"])):
+            label = record["prompt_token_ids"][place]
+            others = [token for token in range(VOCABULARY) if token != label][:4]
+            chances = (-0.7, -1.6, -3.0, -3.5)
+            record["prompt_logprobs"][place] = {str(token): chance for token, chance in zip(others, chances, strict=True)}
+    cache = import_rows(tmp_path / "imported", records)
+    assert not cache.knows("label_logprob")
+    with pytest.raises(CacheMismatchError, match=r"law at temperature 1\.0 differs .* not aligned"):
+        post_train(tmp_path / "work", PRESETS["sft_kl"], cache)
+
+
+def test_a_broken_record_is_told_with_the_command_and_nothing_is_published(tmp_path: Path) -> None:
+    records = as_vllm(ROWS, build_model())
+    first = records[3]["prompt_logprobs"][1]
+    first[next(iter(first))] = {"logprob": -int("9" * 401)}
+    with pytest.raises(DataError, match=r"laws\.jsonl:4.*not a number.*Then run: dvc repro cache_teacher"):
+        import_rows(tmp_path / "imported", records)
+    with pytest.raises(DataError, match="does not exist"):
+        list(read_foreign(tmp_path / "nowhere", VOCABULARY))
+    assert not (tmp_path / "imported" / "cache").exists()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from components.artifacts import fingerprint_json
 from components.data.training_rows import count_targets
-from components.errors import ModelError
+from components.errors import ArtifactError, ModelError
 from components.teacher_cache.format import CacheManifest
 from components.teacher_cache.reader import TeacherCacheReader
 from components.teacher_cache.shard_plan import CaptureSettings, PlannedShard, plan_capture
@@ -280,4 +280,14 @@ def test_a_base_that_gives_no_finite_loss_is_refused_with_the_row_and_nothing_is
         model.model.embed_tokens.weight[49] = float("nan")
     with pytest.raises(ModelError, match=r"\[5, 49, 7, 8, 9\]"):
         capture(tmp_path / "cache", model, [*rows, broken])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_row_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+    class Misnamed(Row):
+        fingerprint = "0" * 32
+
+    rows = [*ROWS[:3], Misnamed(ROWS[4].input_ids, ROWS[4].is_target)]
+    with pytest.raises(ArtifactError, match=rf"row 3 is named {'0' * 32}, its tokens .*dvc repro -f -s prepare_data"):
+        capture(tmp_path / "cache", build_model(), rows)
     assert not (tmp_path / "cache").exists()

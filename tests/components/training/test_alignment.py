@@ -66,3 +66,18 @@ def test_a_base_whose_loss_is_not_a_number_is_refused(cache: TeacherCacheReader)
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(CacheMismatchError):
         prove_alignment(model, TeacherCollator(PAD, cache)(ROWS), "fp32")
+
+
+def test_entries_at_another_temperature_are_refused_though_the_labels_agree(tmp_path: Path) -> None:
+    """Labels are kept at temperature 1 whatever the cache's own, so they alone would not tell."""
+    cache = build_cache(tmp_path, build_model(), ROWS, temperature=2.0)
+    batch = TeacherCollator(PAD, cache)(ROWS)
+    prove_alignment(build_model(), batch, "fp32", temperature=2.0)
+    with pytest.raises(CacheMismatchError, match=r"law at temperature 1\.0 differs"):
+        prove_alignment(build_model(), batch, "fp32", temperature=1.0)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_rounding_of_probabilities_is_no_misalignment(tmp_path: Path, bits: int) -> None:
+    cache = build_cache(tmp_path, build_model(), ROWS, probability_bits=bits, tail_mass=0.03, max_entries=40)
+    prove_alignment(build_model(), TeacherCollator(PAD, cache)(ROWS), "fp32")
