@@ -9,11 +9,13 @@ from unittest.mock import patch
 
 import pytest
 
-from components.artifacts import write_json
+from components import models
+from components.artifacts import fingerprint_file, write_json
 from components.data.overlap import OverlapIndex
 from components.data.prepare import PreparedData, always, prepare_files
 from components.data.publish import write_prepared
-from components.errors import CacheMismatchError
+from components.data.tokenized import read_training_rows
+from components.errors import ArtifactError, CacheMismatchError, ModelError
 from components.params import DataParams, TeacherCacheParams
 from components.teacher_cache import identity
 from components.teacher_cache.format import CacheIdentity, check_identity
@@ -72,3 +74,28 @@ def refuse(made_for: CacheIdentity, needed: CacheIdentity, fields: set[str]) -> 
     for field in fields:
         assert f"{field}: cache has {getattr(made_for, field)}, this run needs {getattr(needed, field)}" in said
     assert said.count("cache has") == len(fields) and "Run: dvc repro cache_teacher" in said
+
+
+def test_rows_that_are_not_those_of_the_identity_beside_them_are_refused(
+    make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    for name, rows in (("a", 7), ("b", 8)):
+        identity_of(tmp_path / name, make_tokenizer("byte_level", "plain"), rows=rows)
+    assert len(read_training_rows(tmp_path / "a")) == 7
+    (tmp_path / "a" / "train.arrow").write_bytes((tmp_path / "b" / "train.arrow").read_bytes())
+    with pytest.raises(
+        ArtifactError, match=r"data fingerprint \w{32}, identity.json .* says \w{32}.*dvc repro -f -s prepare_data"
+    ):
+        read_training_rows(tmp_path / "a")
+
+
+def test_weights_that_are_not_those_that_were_fingerprinted_are_refused(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    files = {name: fingerprint_file(tmp_path / name) for name in ("model.safetensors", "config.json")}
+    write_json(tmp_path / "base_model.json", {"source": "embedded", "folder": None, "files": files})
+    with patch.object(models, "BASE_MODEL", tmp_path):
+        models.refuse_changed_base()
+        (tmp_path / "model.safetensors").write_bytes(b"moved on")
+        with pytest.raises(ModelError, match=rf"{files['model.safetensors']} then, \w{{32}} now.*dvc repro -f -s prepare_base"):
+            models.refuse_changed_base()
