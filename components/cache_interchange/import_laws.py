@@ -85,6 +85,7 @@ class _Import:
     known: set[str] = field(default_factory=lambda: set(STATISTICS))
     shards: list[PlannedShard] = field(default_factory=list)
     filled: list[tuple[PlannedRow, EncodedRecord]] = field(default_factory=list)
+    num_filled: int = 0
 
     def __post_init__(self) -> None:
         self.waiting: dict[str, list[PlannedRow]] = {}
@@ -103,7 +104,8 @@ class _Import:
             self.known -= {name for name in STATISTICS if not _is_known(tokens, name)}
             (encoded,) = split_records(tokens, [planned.num_kept], self.layout)
             self.filled.append((planned, encoded))
-            if sum(kept.num_kept for kept, _ in self.filled) >= self.settings.shard_tokens:
+            self.num_filled += planned.num_kept
+            if self.num_filled >= self.settings.shard_tokens:
                 self._write_shard()
         self.progress.update(self.num_rows - len(self.waiting) - self.progress.n)
 
@@ -126,7 +128,7 @@ class _Import:
         save_shard(self.work / shard.name, [record for _, record in self.filled])
         write_json(marker_of(self.work, shard.name), asdict(describe_shard(self.work / shard.name)))
         self.shards.append(shard)
-        self.filled = []
+        self.filled, self.num_filled = [], 0
 
 
 def ids_fingerprint(input_ids: Sequence[int]) -> str:
