@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 def run_fingerprint(objective: Objective, training: TrainingParams, inputs: TrainingInputs, seed: int) -> str:
     """Everything that decides the model, and nothing that only looks at it: it names the model and its run.
 
-    The validation rows decide where early stopping ends; without it they decide nothing.
+    The validation rows decide where early stopping ends; without it they decide nothing. Captured laws follow from the cache's
+    identity; imported ones are whatever the imported files said, which only the seal of the whole cache tells.
     """
+    cache = inputs.cache.manifest
     return fingerprint_json(
         {
             "objective": asdict(objective),
             "training": training.model_dump(),
-            "cache": asdict(inputs.cache.manifest.identity),
+            "cache": asdict(cache.identity) if cache.identity.source == "capture" else cache.seal,
             "scores": inputs.scores.manifest.seal,
             "validation": validation_fingerprint(inputs) if training.early_stopping.enabled else None,
             "seed": seed,

@@ -18,7 +18,7 @@ from tests.conftest import build_identity
 
 
 def inputs(identity: CacheIdentity, seal: str = "seal", num_validation: int = 4) -> Any:
-    cache, scores = SimpleNamespace(identity=identity), SimpleNamespace(seal=seal)
+    cache, scores = SimpleNamespace(identity=identity, seal="of the cache"), SimpleNamespace(seal=seal)
     validation = [
         TokenizedRow(str(n), f"file {n // 300}", "messages", f"row {n}", [1, 2, 3], [False, True, True])
         for n in range(num_validation)
@@ -64,3 +64,13 @@ def test_validation_rows_come_from_all_files_and_no_more_than_are_looked_at() ->
     assert {int(row.row_id) // 300 for row in rows} == {0, 1, 2}, "three files of 300 rows"
     assert len(validation_rows(inputs(build_identity(), num_validation=3))) == 3
     assert validation_rows(inputs(build_identity(), num_validation=0)) == [] == spread_rows([], 5)
+
+
+def test_other_imported_laws_make_another_model_though_their_identity_is_the_same() -> None:
+    def name(source: str, seal: str) -> str:
+        given = inputs(build_identity(source=source))
+        given.cache.manifest.seal = seal
+        return run_fingerprint(PRESETS["sft_kl"], settings(), given, 0)
+
+    assert name("vllm", "a") != name("vllm", "b")
+    assert name("capture", "a") == name("capture", "b"), "captured laws follow from the identity"
