@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from components.artifacts import ARTIFACTS, ROOT
+from components.data_params import DataContractParams, DataParams
 from components.errors import ParamsError
+from components.param_types import CellName, Count, Section, Weight
 
 PARAMS_FILE = ROOT / "params.yaml"
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
-CellName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 RESERVED_COLUMNS = (
     "reference_nll",
     "reference_entropy",
@@ -28,10 +26,6 @@ RESERVED_COLUMNS = (
     "fingerprint",
 )
 """Names in artifacts/token_scores and in the rows of a user's file that mean something already."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class WorldParams(Section):
@@ -70,21 +64,6 @@ class BaseModelParams(Section):
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         return self
-
-
-class DataParams(Section):
-    source: Literal["embedded", "files"] = "embedded"
-    path: str = "inputs/data"
-    ood_path: str = "inputs/ood"
-    chat_template: str = "from_tokenizer"
-    """`from_tokenizer`, `plain`, `chatml`, or the path of a .jinja file."""
-    max_length: Annotated[int, Field(ge=8)] = 512
-    max_examples: Count | None = None
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    max_rejected_fraction: Fraction = 0.01
-    max_duplicate_fraction: Fraction = 0.05
-    max_ood_overlap_fraction: Fraction = 0.0
 
 
 class TeacherCacheParams(Section):
@@ -301,6 +280,7 @@ class Params(Section):
     world: WorldParams
     base_model: BaseModelParams
     data: DataParams
+    data_contract: DataContractParams
     teacher_cache: TeacherCacheParams
     cache_plan: CachePlanParams
     cache_export: CacheExportParams

@@ -15,9 +15,9 @@ from flows.stage_runner import main
 
 def prepare_data(*, data: DataParams, world: WorldParams) -> dict[str, Any]:
     from components.data.embedded_splits import EMBEDDED_SPLITS, write_world
-    from components.data.prepare import PreparedData, always, prepare_files, require_rows, split_by_content
-    from components.data.publish import check, ood_index, write_prepared
     from components.data.rendering import apply_template
+    from components.data_preparation.prepare import PreparedData, always, prepare_files, require_rows, split_by_content
+    from components.data_preparation.publish import check, ood_index, write_prepared
     from components.models import load_base_tokenizer, require_positions
 
     require_positions(data.max_length)

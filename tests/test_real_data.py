@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from components.data.held_out import list_ood_files, ood_texts
-from components.data.overlap import OverlapIndex
-from components.data.prepare import PreparedData, prepare_files, split_by_content
-from components.data.publish import ood_index
 from components.data.rendering import apply_template
 from components.data.sources import list_sources
+from components.data_contract.overlap import OverlapIndex
+from components.data_preparation.prepare import PreparedData, prepare_files, split_by_content
+from components.data_preparation.publish import ood_index
 from components.evaluation.evaluate import evaluate_sets
 from components.evaluation.held_out_sets import name_ood_files
 from components.evaluation.tasks import read_ood_set

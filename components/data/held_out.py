@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.data.json_rows import BadRowError, kind_of, read_rows, read_utf8, text_of
+from components.data.faults import BadRowError
+from components.data.json_rows import kind_of, read_rows, read_utf8, text_of
 from components.data.sources import LAWS_SUFFIX, Conversation, parse_row
 from components.errors import DataError
 

@@ -10,11 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.data.faults import BadRowError
 from components.errors import DataError
-
-
-class BadRowError(Exception):
-    """Why one row cannot be used; becomes a Rejection."""
 
 
 def read_rows(file: Path, *, list_key: str | None = None) -> Iterator[tuple[int, Any]]:

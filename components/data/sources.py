@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.data.json_rows import BadRowError, kind_of, read_rows, text_of
+from components.data.faults import BadRowError
+from components.data.json_rows import kind_of, read_rows, text_of
 from components.errors import DataError
 
 Message = dict[str, str]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from components.artifacts import fingerprint_file, fingerprint_json
-from components.data.json_rows import BadRowError, kind_of, read_rows
+from components.data.faults import BadRowError
+from components.data.json_rows import kind_of, read_rows
 from components.data.training_rows import TrainingRow, count_targets
 from components.errors import DataError
 

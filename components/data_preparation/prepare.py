@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from components.artifacts import fingerprint_bytes, fingerprint_json
 from components.data.embedded_files import read_laws
-from components.data.overlap import OverlapIndex, normalised_fingerprint
 from components.data.rendering import RenderedExample, UnrenderableError, render
 from components.data.sources import Conversation, Rejection, list_sources, read_source
 from components.data.tokenized import SPLITS, TokenizedRow
-from components.data.validation import RowSummary
+from components.data_contract.overlap import OverlapIndex, normalised_fingerprint
+from components.data_contract.validation import RowSummary
 from components.errors import DataError
 from components.params import DataParams
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import write_json, write_text
 from components.data.held_out import list_ood_files, ood_texts, read_ood_items
-from components.data.overlap import OverlapIndex
-from components.data.prepare import PreparedData, train_fingerprint
 from components.data.rendering import template_fingerprint, tokenizer_fingerprint
 from components.data.tokenized import write_rows
-from components.data.validation import validate_rows, write_data_docs
+from components.data_contract.overlap import OverlapIndex
+from components.data_contract.validation import validate_rows, write_data_docs
+from components.data_preparation.prepare import PreparedData, train_fingerprint
 from components.errors import DataError
 from components.params import DataParams
 

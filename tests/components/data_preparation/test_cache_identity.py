@@ -11,10 +11,10 @@ import pytest
 
 from components import models
 from components.artifacts import fingerprint_file, write_json
-from components.data.overlap import OverlapIndex
-from components.data.prepare import PreparedData, always, prepare_files
-from components.data.publish import write_prepared
 from components.data.tokenized import read_training_rows
+from components.data_contract.overlap import OverlapIndex
+from components.data_preparation.prepare import PreparedData, always, prepare_files
+from components.data_preparation.publish import write_prepared
 from components.errors import ArtifactError, CacheMismatchError, ModelError
 from components.params import DataParams, TeacherCacheParams
 from components.teacher_cache import identity

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from components.data.overlap import OverlapIndex
-from components.data.prepare import PreparedData, prepare_files, split_by_content
-from components.data.publish import check, ood_index, quarantine_text, write_prepared
 from components.data.tokenized import SPLITS, read_split
+from components.data_contract.overlap import OverlapIndex
+from components.data_preparation.prepare import PreparedData, prepare_files, split_by_content
+from components.data_preparation.publish import check, ood_index, quarantine_text, write_prepared
 from components.errors import DataError
 from components.models import load_tokenizer
 from components.params import DataParams

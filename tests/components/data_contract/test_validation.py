@@ -15,7 +15,13 @@ import pytest
 
 from components.artifacts import ROOT
 from components.data import validation
-from components.data.validation import CrashedExpectationError, RowSummary, ValidationReport, validate_rows, write_data_docs
+from components.data_contract.validation import (
+    CrashedExpectationError,
+    RowSummary,
+    ValidationReport,
+    validate_rows,
+    write_data_docs,
+)
 from components.errors import BallastError, DataError
 from components.params import DataParams
 
@@ -274,7 +280,7 @@ WRITER = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from components.data.validation import RowSummary, validate_rows, write_data_docs
+from components.data_contract.validation import RowSummary, validate_rows, write_data_docs
 from components.params import DataParams
 rows = [RowSummary(**one) for one in json.loads(Path(sys.argv[1]).read_text())]
 report = validate_rows(rows, num_rows_in=len(rows), num_rejected=0, limits=DataParams())
@@ -321,5 +327,5 @@ def test_fifty_thousand_rows_take_seconds_even_where_every_row_fails_every_check
 
 
 def test_importing_the_module_does_not_import_great_expectations() -> None:
-    code = "import sys, components.data.validation; sys.exit('great_expectations' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys, components.data_contract.validation; sys.exit('great_expectations' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

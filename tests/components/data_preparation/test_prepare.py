@@ -10,11 +10,18 @@ import pytest
 
 from components.artifacts import fingerprint_row
 from components.data.embedded_splits import write_world
-from components.data.overlap import OverlapIndex
-from components.data.prepare import PreparedData, always, prepare_files, require_rows, split_by_content, train_fingerprint
 from components.data.rendering import apply_template
 from components.data.sources import Conversation, read_source
 from components.data.tokenized import SPLITS
+from components.data_contract.overlap import OverlapIndex
+from components.data_preparation.prepare import (
+    PreparedData,
+    always,
+    prepare_files,
+    require_rows,
+    split_by_content,
+    train_fingerprint,
+)
 from components.errors import DataError
 from components.models import build_word_tokenizer
 from components.params import DataParams, WorldParams

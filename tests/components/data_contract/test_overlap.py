@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from components.data.overlap import OverlapIndex, ngrams, normalised_fingerprint, units
+from components.data_contract.overlap import OverlapIndex, ngrams, normalised_fingerprint, units
 
 VOCABULARY = [f"w{index}" for index in range(5000)]
 QUESTION = "a farmer has twelve hens and each hen lays two eggs every day how many eggs does he sell in a week"
