@@ -73,7 +73,7 @@ def write_rows(path: Path, rows: Sequence[TokenizedRow]) -> None:
 
 
 class RowWriter:
-    """Writes tables of rows as they come. Batches end every 1,024 rows wherever the tables end, so equal rows give equal bytes."""
+    """Writes tables of rows as they come; a batch ends every 1,024 rows, wherever a table ends: equal rows, equal bytes."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.OSFile(str(path), "wb")

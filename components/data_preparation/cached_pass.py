@@ -2,8 +2,9 @@
 
 A pass works chunk by chunk (a chunk is what one process does at a time, and what a killed run has to do again at most). The
 result of a chunk is a file of the `datasets` cache, named by what decides its content: the pass and its settings, the code's
-version (ours, and the libraries'), and the rows. (The fingerprints that `datasets` makes by itself follow modification times and pickled code.) So the same
-rows are never worked on twice: not after a kill, not when a limit of the contract changes, not when rows are added at the end.
+version (ours, and the libraries'), and the rows. The fingerprints that `datasets` makes by itself follow modification times and
+pickled code. So the same rows are never worked on twice: not after a kill, not when a limit of the contract changes, not when
+rows are added at the end.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -177,7 +177,8 @@ def require_rows(prepared: Prepared) -> None:
         if not (found.is_used & (found.split == code)).any():
             told = "; ".join(_first_of_each_kind(prepared)) or "no row was rejected"
             raise DataError(
-                f"the {split} split is empty: {len(prepared.rows)} rows in, {int((found.fault != 0).sum())} quarantined ({told}). "
+                f"the {split} split is empty: {len(prepared.rows)} rows in, "
+                f"{int((found.fault != 0).sum())} quarantined ({told}). "
                 "Add data, or raise data.max_length, data.validation_fraction or data.test_fraction in params.yaml"
             )
 

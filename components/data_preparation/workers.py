@@ -9,11 +9,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 VARIABLE = "BALLAST_NUM_PROCESSES"
 """Processes at most, where not every core is ours; what is made does not depend on it."""
 PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
+R = TypeVar("R")
 
 _inherited: Callable[[Any], Any] | None = None
 
@@ -24,7 +26,7 @@ def count_processes() -> int:
     return max(1, int(said)) if said.isdigit() else len(os.sched_getaffinity(0))
 
 
-def map_on_cores[T, R](function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+def map_on_cores(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     """Results in the order of the tasks; a single task, or a single core, needs no further process.
 
     The first exception of a task is raised here, and tasks that nobody has begun are given up.
