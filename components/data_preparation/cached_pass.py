@@ -86,8 +86,8 @@ def iterate_tables(chunk: Chunk, columns: Sequence[str], batch_rows: int) -> Ite
 def forget_others(folder: Path, kept: Sequence[Path]) -> None:
     """Remove what no pass of this run has left or used: the cache holds one state of the data, not their history."""
     names = {file.name for file in kept}
-    for file in folder.glob("*.arrow"):
-        if file.name not in names:
+    for file in folder.iterdir():
+        if file.name not in names and (file.suffix == ".arrow" or file.name.startswith("tmp")):
             file.unlink(missing_ok=True)
 
 
