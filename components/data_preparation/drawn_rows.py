@@ -4,6 +4,7 @@ R rows over all sources, in the order of the sources. Columns are named by the p
 `tokenised.input_ids`, `inspected.language`.
 """
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
-from components.data.conversations import Message, decode_conversation
 from components.data.source_files import SourceFile
 from components.data_preparation.cached_pass import Chunk
 
@@ -78,12 +78,13 @@ class DrawnRows:
                 arrays = [parts[column.partition(".")[0]].column(column.partition(".")[2]) for column in columns]
                 yield chunk.start + first, chunk.source, pa.table(dict(zip(columns, arrays, strict=True)))
 
-    def conversation(self, row: int) -> tuple[Message, ...]:
-        """The turns of one row (of those that could be parsed)."""
+    def turns(self, row: int) -> list[list[str]]:
+        """[role, content] pairs of one row (of those that could be parsed)."""
         position = bisect_right(self._starts, row) - 1
         if self._opened is None or self._opened[0] != position:
             self._opened = (position, self.chunks[position].read("parsed").select_columns(["conversation"]))
-        return decode_conversation(self._opened[1][row - self._starts[position]]["conversation"])
+        turns: list[list[str]] = json.loads(self._opened[1][row - self._starts[position]]["conversation"])
+        return turns
 
     def row_id(self, row: int) -> str:
         chunk = self.chunks[bisect_right(self._starts, row) - 1]

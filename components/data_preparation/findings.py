@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from components.data.faults import POLICY_KINDS, FaultKind
+from components.data_contract.inspection import bands_of
 from components.data_contract.near_duplicates import NUM_BANDS, near_duplicate_groups
 from components.data_params import DataContractParams
 from components.data_preparation.drawn_rows import DrawnRows
+from components.data_preparation.splits import TRAIN
 
 Rows = npt.NDArray[np.int64]
 Marks = npt.NDArray[np.bool_]
 KINDS = tuple(FaultKind)
-TRAIN, VALIDATION, TEST = range(3)
 NONE = -1
 
 
@@ -90,10 +91,9 @@ def _near_copies(rows: DrawnRows, order: Rows, similarity: float, work: Path) ->
     file = work / "bands.bin"
     with file.open("wb") as out:
         for _, _, table in rows.tables(["inspected.bands"]):
-            for part in table.column(0).chunks:
-                out.write(b"".join(band or bytes(8 * NUM_BANDS) for band in part.to_pylist()))
+            out.write(bands_of(table.column(0)).tobytes())
     bands = np.memmap(file, dtype=np.uint64, mode="r", shape=(len(rows), NUM_BANDS))
-    groups = near_duplicate_groups(bands[order], lambda position: rows.conversation(int(order[position])), similarity)
+    groups = near_duplicate_groups(bands[order], lambda position: rows.turns(int(order[position])), similarity)
     nearly[order] = np.where(groups == NONE, NONE, order[groups])
     file.unlink()
     return nearly

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from components.data.tokenized import SPLITS
 from components.data_preparation.drawn_rows import DrawnRows, row_name
-from components.data_preparation.findings import KINDS, NONE, TRAIN, Findings
+from components.data_preparation.findings import KINDS, NONE, Findings
+from components.data_preparation.splits import TRAIN
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,6 +1,6 @@
-"""The passes over the rows, each a pure function of a table: parse and tokenise here, inspect in components.data_contract.
+"""The passes over the rows, each a pure function of a table: parse, tokenise, inspect, look for overlaps.
 
-The columns that they leave are the contract between them (PARSED, TOKENISED; INSPECTED beside the inspection).
+The columns that they leave are the contract between them: PARSED, TOKENISED, INSPECTED, OVERLAPS.
 """
 
 from functools import partial
@@ -16,6 +16,8 @@ from components.data.rendering import template_fingerprint, tokenizer_fingerprin
 from components.data.schemas import parse_rows
 from components.data.tokenising import TOKENISED, tokenise_table
 from components.data_contract.content_hash import content_hash
+from components.data_contract.inspection import INSPECTED, OVERLAPS, find_overlaps, inspect_table
+from components.data_contract.overlap import OverlapIndex
 from components.data_preparation.cached_pass import Pass
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ PARSED = pa.schema(
         ("raw_bytes", pa.int64()),
     ]
 )
+STORED_INSPECTED = pa.schema(
+    [field.with_type(pa.binary()) if pa.types.is_fixed_size_binary(field.type) else field for field in INSPECTED]
+)
+"""`datasets` knows no binary of a fixed size."""
 
 
 def parse_pass() -> Pass:
@@ -45,6 +51,23 @@ def parse_pass() -> Pass:
 def tokenise_pass(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Pass:
     settings = [tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer), tokenizer.special_tokens_map, max_length]
     return Pass("tokenise", partial(_tokenise, tokenizer, max_length), TOKENISED, fingerprint_json(settings))
+
+
+def inspect_pass() -> Pass:
+    return Pass("inspect", _inspect, STORED_INSPECTED, "inspect")
+
+
+def overlap_pass(held_out: OverlapIndex, test: OverlapIndex) -> Pass:
+    """Beside the inspection, which other held-out sets do not change."""
+    return Pass("overlap", partial(_overlap, held_out, test), OVERLAPS, f"{held_out.fingerprint} {test.fingerprint}")
+
+
+def _inspect(rows: pa.Table) -> pa.Table:
+    return inspect_table(rows).cast(STORED_INSPECTED)
+
+
+def _overlap(held_out: OverlapIndex, test: OverlapIndex, rows: pa.Table) -> pa.Table:
+    return find_overlaps(rows, held_out, test)
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", max_length: int, rows: pa.Table) -> pa.Table:
@@ -76,7 +99,7 @@ def _parse_row(raw: RawRow) -> list[dict[str, Any]]:
             "part": part,
             "schema": schema,
             "conversation": encode_conversation(messages),
-            "content_hash": content_hash(messages),
+            "content_hash": content_hash([(message["role"], message["content"]) for message in messages]),
         }
         for part, messages in enumerate(examples, start=1)
     ]

@@ -5,27 +5,24 @@ rows read = rows in + rows not drawn; rows in = rows used + rows quarantined. Al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from components.artifacts import fingerprint_bytes, fingerprint_file
 from components.data.file_blocks import cut_blocks
 from components.data.source_files import SourceFile
 from components.data.tokenized import SPLITS
-from components.data_contract.inspection import INSPECTED, inspect_table
-from components.data_contract.overlap import OVERLAPPED, OverlapIndex, overlap_table
+from components.data_contract.overlap import OverlapIndex
 from components.data_params import DataContractParams, DataParams
 from components.data_preparation.cached_pass import Chunk, Pass, forget_others, run_pass
 from components.data_preparation.drawn_rows import DrawnChunk, DrawnRows
-from components.data_preparation.findings import TEST, Findings, find
-from components.data_preparation.passes import parse_pass, tokenise_pass
-from components.data_preparation.sampling import SourceHashes, draw_rows
-from components.data_preparation.splits import split_by_hash
+from components.data_preparation.findings import Findings, find
+from components.data_preparation.passes import inspect_pass, overlap_pass, parse_pass, tokenise_pass
+from components.data_preparation.sampling import SourceRows, draw_rows
+from components.data_preparation.splits import TEST, split_by_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,8 +61,8 @@ def prepare(
     split = _split(rows, params)
     used = [*parsed]
     used += _run(rows, "tokenised", tokenise_pass(tokenizer, params.max_length), work)
-    used += _run(rows, "inspected", Pass("inspect", _inspect, INSPECTED, "inspect"), work)
-    used += _run(rows, "overlapped", _overlap_pass(held_out, _test_index(rows, split, contract.overlap_words)), work)
+    used += _run(rows, "inspected", inspect_pass(), work)
+    used += _run(rows, "overlapped", overlap_pass(held_out, _test_index(rows, split, contract.overlap_words)), work)
     found = find(rows, split, contract, work)
     forget_others(work, used)
     return Prepared(rows, found, num_read)
@@ -99,11 +96,12 @@ def _draw(
     hashes, is_rejected = whole.numbers("parsed.content_hash"), whole.is_null("parsed.conversation")
     of_source = np.repeat([chunk.source for chunk in whole.chunks], [chunk.num_rows for chunk in whole.chunks])
     asked = [
-        SourceHashes(
+        SourceRows(
             name=source.file.name,
-            hashes=hashes[of_source == number],
+            group=source.file.group if source.split is None else source.file.name,
+            content_hash=hashes[of_source == number],
             is_rejected=is_rejected[of_source == number],
-            weight=source.file.weight,
+            weight=source.file.weight if source.split is None else None,
             max_examples=source.file.max_examples if source.split is None else None,
         )
         for number, source in enumerate(sources)
@@ -118,7 +116,7 @@ def _draw(
                 DrawnChunk(chunk.source, Chunk(chunk.parsed.key, chunk.parsed.files, indices=indices), start, int(marks.sum()))
             )
             start += int(marks.sum())
-    return DrawnRows(whole.sources, whole.fixed_splits, taken), tuple(len(one.hashes) for one in asked)
+    return DrawnRows(whole.sources, whole.fixed_splits, taken), tuple(len(one.is_rejected) for one in asked)
 
 
 def _whole(sources: Sequence[Source], parsed: Sequence[Path], chunks: Sequence[Chunk], owners: Sequence[int]) -> DrawnRows:
@@ -150,25 +148,12 @@ def _run(rows: DrawnRows, name: str, step: Pass, work: Path) -> list[Path]:
     return files
 
 
-def _inspect(rows: pa.Table) -> pa.Table:
-    return inspect_table(rows.column("conversation"), rows.column("schema"))
-
-
 def _test_index(rows: DrawnRows, split: npt.NDArray[np.int8], n: int) -> OverlapIndex:
     """What the in-domain test rows ask, so that no training row repeats it."""
     names, texts = [], []
     is_test = (split == TEST) & ~rows.is_null("parsed.conversation")
     for row in np.flatnonzero(is_test):
-        for message in rows.conversation(int(row)):
-            if message["role"] == "user":
-                names.append(rows.row_id(int(row)))
-                texts.append(message["content"])
+        asked = [content for role, content in rows.turns(int(row)) if role == "user"]
+        texts += asked
+        names += [rows.row_id(int(row))] * len(asked)
     return OverlapIndex(names, texts, n)
-
-
-def _overlap_pass(held_out: OverlapIndex, test: OverlapIndex) -> Pass:
-    return Pass("overlap", partial(_overlap, held_out, test), OVERLAPPED, f"{held_out.fingerprint} {test.fingerprint}")
-
-
-def _overlap(held_out: OverlapIndex, test: OverlapIndex, rows: pa.Table) -> pa.Table:
-    return overlap_table(rows.column("conversation"), held_out, test)

@@ -19,7 +19,7 @@ from components.data.faults import FaultKind
 from components.data.rendering import template_fingerprint, tokenizer_fingerprint
 from components.data.source_files import SourceFile
 from components.data.tokenized import SPLITS, RowWriter, TokenizedRows
-from components.data_contract.quarantine import quarantine_line
+from components.data_contract.quarantine import quarantine_line, reason_of_findings
 from components.data_preparation.findings import kind_of_code
 from components.data_preparation.frames import row_ids, targets_of_rows
 from components.data_preparation.prepare import Prepared
@@ -134,9 +134,9 @@ def _reason(kind: FaultKind, row: dict[str, Any], number: int, prepared: Prepare
         FaultKind.NEAR_DUPLICATE: lambda: f"nearly repeats {prepared.rows.row_id(nearly)}",
         FaultKind.OOD_OVERLAP: lambda: f"shares text with held-out items: {row['overlapped.ood_overlaps']}",
         FaultKind.TEST_OVERLAP: lambda: f"shares text with in-domain test rows: {row['overlapped.test_overlaps']}",
-        FaultKind.ENCODING: lambda: f"encoding faults [kind, turn, offset]: {row['inspected.encoding_faults']}",
-        FaultKind.SECRET: lambda: f"secrets [kind, turn, offset]: {row['inspected.secrets']}",
-        FaultKind.PERSONAL_DATA: lambda: f"personal data [kind, turn, offset]: {row['inspected.personal_data']}",
+        FaultKind.ENCODING: lambda: reason_of_findings(kind, json.loads(row["inspected.encoding_faults"])),
+        FaultKind.SECRET: lambda: reason_of_findings(kind, json.loads(row["inspected.secrets"])),
+        FaultKind.PERSONAL_DATA: lambda: reason_of_findings(kind, json.loads(row["inspected.personal_data"])),
         FaultKind.LANGUAGE: lambda: f"written in {row['inspected.language']!r}, which is not among data_contract.languages",
     }
     return told[kind]() if kind in told else str(row["parsed.fault"] or row["tokenised.fault"])
