@@ -35,11 +35,16 @@ def is_data(name: str) -> bool:
     return name.endswith(SUFFIXES) and not name.endswith(LAWS_SUFFIX)
 
 
+def is_foreign_data(name: str) -> bool:
+    """Data of a kind that is not read: there is a known way to make it one that is."""
+    return not is_data(name) and _known_repair(name) is not None
+
+
 def is_passed_over(name: str) -> bool:
     """Harmless beside data: hidden files, licences, notes, and the laws of the embedded world."""
     if name.startswith(".") or name.endswith(LAWS_SUFFIX):
         return True
-    if is_data(name) or _known_repair(name):
+    if is_data(name) or is_foreign_data(name):
         return False
     return name.lower().endswith(_HARMLESS_SUFFIXES) or name.upper().startswith(LICENCE_NAMES) or name in _HARMLESS_NAMES
 

@@ -16,10 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components.artifacts import fingerprint_file, fingerprint_json, write_json
-from components.data.file_kinds import SUFFIXES, is_data, is_passed_over, repair_of
+from components.data.file_kinds import SUFFIXES, is_data, is_foreign_data, is_passed_over, repair_of
 from components.data_params import HubDataParams
 from components.errors import DataError
 
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 CARDS = ("README.md", ".huggingface.yaml")
 """Where a repository says what its configs are; the second outdoes the first."""
 
@@ -84,12 +85,13 @@ def _resolve(params: HubDataParams, hub_cache: Path) -> dict[str, Any]:
     hub_cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=hub_cache, prefix=".names-") as scratch:
         folder = Path(scratch).resolve() / "repository"
-        _lay_out(params, folder, names, cards)
+        # Archives come later: `datasets` would look into them.
+        _lay_out(params, folder, [name for name in names if not name.lower().endswith(_ARCHIVES)], cards)
         config, files = _files_of(params, folder)
-    unread = [file for file in files if not is_data(file) and not is_passed_over(PurePosixPath(file).name)]
+        _lay_out(params, folder, [name for name in names if name.lower().endswith(_ARCHIVES)], {})
+        matched = _matched(folder, front, config, params.split)
     files = [file for file in files if is_data(file)]
-    if unread or not files:
-        raise _unreadable(params, unread or names)
+    _require_all_read(params, files, sorted({*matched} - {*files}))
     return {"config": config, "files": files, "licence": _licence(front)}
 
 
@@ -128,13 +130,12 @@ def _licence(front: dict[str, Any]) -> str | None:
 
 
 def _lay_out(params: HubDataParams, folder: Path, names: Sequence[str], cards: dict[str, Path]) -> None:
-    """Empty files of the repository's names, and its card. Archives stay out: `datasets` would look into them."""
-    folder.mkdir()
+    """Empty files of the repository's names, and its card."""
     for name in names:
         path = folder / name
         if ".." in PurePosixPath(name).parts or not path.is_relative_to(folder):
             raise DataError(f"{_place(params)}: the hub lists {name!r:.100}, which leads out of the repository. {_BY_HAND}")
-        if name in cards or (not name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")) and name != "dataset_infos.json"):
+        if path.name != "dataset_infos.json":  # of old versions; empty it would not be read
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cards[name].read_bytes() if name in cards else b"")
 
@@ -166,6 +167,31 @@ def _files_of(params: HubDataParams, folder: Path) -> tuple[str, list[str]]:
             f"{_place(params)} has no split {params.split!r} in config {config!r}. It has: {', '.join(map(str, splits))}"
         )
     return config, [Path(file).resolve().relative_to(folder).as_posix() for file in splits[params.split]]
+
+
+def _matched(folder: Path, front: dict[str, Any], config: str, split: str) -> list[str]:
+    """Every file that the patterns of config and split name; of several kinds `datasets` keeps the commonest."""
+    from datasets.data_files import DataFilesList, get_data_patterns, sanitize_patterns
+
+    entry: dict[str, Any] = next((entry for entry in front.get("configs") or [] if entry.get("config_name") == config), {})
+    base = str(folder / (entry.get("data_dir") or ""))
+    found = sanitize_patterns(entry["data_files"]) if entry.get("data_files") else get_data_patterns(base)
+    patterns = {str(name): value for name, value in found.items()}.get(split, [])
+    return [Path(file).resolve().relative_to(folder).as_posix() for file in DataFilesList.from_patterns(patterns, base_path=base)]
+
+
+def _require_all_read(params: HubDataParams, files: Sequence[str], left_out: Sequence[str]) -> None:
+    """Data of other kinds beside the files that are read would be left out without a word; notes and code may be."""
+    if not files:
+        raise _unreadable(params, left_out)
+    also = [name for name in left_out if is_data(name)]
+    if also:
+        raise DataError(
+            f"{_place(params)}: split {params.split!r} is both {files[0]} and {also[0]}, of another kind: "
+            f"which of them is meant cannot be told. {_BY_HAND}"
+        )
+    if foreign := [name for name in left_out if is_foreign_data(name)]:
+        raise _unreadable(params, foreign)
 
 
 def _default_config(params: HubDataParams, folder: Path, configs: Sequence[str]) -> str:

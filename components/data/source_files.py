@@ -53,11 +53,23 @@ def list_source_files(params: DataParams, root: Path, hub_cache: Path) -> list[S
     _require_distinct(names)
     entries = _entries(params.sources, names)
     set_of = {name: hub_set for hub_set in sets for name in hub_set.paths}
-    return [_describe(name, path, _key_of(name, entries), entries, set_of.get(name), params) for name, path in files]
+    licences = {folder: _licence_in(folder) for folder in {path.parent for path in local.values()}}
+    described = []
+    for name, path in files:
+        hub_set = set_of.get(name)
+        licence = licences[path.parent] if hub_set is None else hub_set.licence
+        described.append(_describe(name, path, _key_of(name, entries), entries, licence, hub_set, params.max_examples))
+    return described
 
 
 def _describe(
-    name: str, path: Path, key: str | None, entries: Mapping[str, SourceParams], hub_set: HubSet | None, params: DataParams
+    name: str,
+    path: Path,
+    key: str | None,
+    entries: Mapping[str, SourceParams],
+    licence: str | None,
+    hub_set: HubSet | None,
+    max_examples: int | None,
 ) -> SourceFile:
     entry = SourceParams() if key is None else entries[key]
     alone = name if hub_set is None else hub_set.hub_id
@@ -65,8 +77,8 @@ def _describe(
         name=name,
         path=path,
         weight=entry.weight,
-        licence=entry.licence or (_licence_beside(path) if hub_set is None else hub_set.licence),
-        max_examples=params.max_examples if entry.max_examples is None else entry.max_examples,
+        licence=entry.licence or licence,
+        max_examples=max_examples if entry.max_examples is None else entry.max_examples,
         group=alone if key is None else key,
         origin=None if hub_set is None else f"{hub_set.hub_id}@{hub_set.revision}",
     )
@@ -144,15 +156,16 @@ def _speaks_of(key: str, name: str) -> bool:
     return name == key or name.startswith(f"{key}/")
 
 
-def _licence_beside(path: Path) -> str | None:
-    """First line with something in it of the LICENSE or LICENCE file in the same folder, and the file's name."""
-    for file in sorted(path.parent.iterdir()):
+def _licence_in(folder: Path) -> str | None:
+    """First line with something in it of the folder's LICENSE or LICENCE file, and the file's name."""
+    for file in sorted(folder.iterdir()):
         if file.name.upper().startswith(LICENCE_NAMES) and not is_data(file.name) and file.is_file():
             with file.open(encoding="utf-8-sig", errors="replace") as lines:
                 # A line of a megabyte is no licence, but it must not be read whole to find that out.
                 line = next((text for _ in range(1000) if (text := lines.readline(4096).strip("# \t\n\r"))), "")
             if line:
-                return f"{line[:LONGEST_LICENCE]} ({file.name})"
+                told = f"{line[:LONGEST_LICENCE]} ({file.name})"
+                return "".join(character for character in told if character.isprintable())
     return None
 
 

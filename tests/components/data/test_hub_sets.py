@@ -1,4 +1,4 @@
-"""Laws of hub sets, against a small hub on loopback: the pinned files and no others, once; and what is said when they cannot be had.
+"""Laws of hub sets, against a small hub on loopback: the pinned files and no others, once; and what is said without them.
 
 Each question is asked in a process of its own, because huggingface_hub reads its environment when it is imported.
 """
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from components.artifacts import ROOT, fingerprint_bytes
+from components.artifacts import ROOT
 
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1"}
 """As flows.stage_runner has it: otherwise huggingface_hub also asks for a list of coding agents, to name one in its header."""
@@ -42,7 +42,9 @@ configs:
 """
 FILES: dict[str, dict[str, bytes]] = {
     "org/plain": {"train.jsonl": ROW, "test.jsonl": ROW + ROW, "LICENSE": b"MIT", "notes.txt": b"x"},
-    "org/shards": {f"data/{split}-0000{index}-of-00002.parquet": split.encode() for split in ("train", "extra") for index in (0, 1)},
+    "org/shards": {
+        f"data/{split}-0000{index}-of-00002.parquet": split.encode() for split in ("train", "extra") for index in (0, 1)
+    },
     "org/configs": {
         "README.md": CARD,
         "short/part-2.jsonl.gz": gzip.compress(ROW),
@@ -53,11 +55,22 @@ FILES: dict[str, dict[str, bytes]] = {
         "configs.py": b"raise SystemExit('run!')",
     },
     "org/table": {"train.csv": b"a,b"},
-    "org/mixed": {"README.md": b"---\nconfigs:\n- config_name: default\n  data_files: 'd/*'\n---\n", "d/a.jsonl": ROW, "d/b.csv": b"a,b"},
+    "org/mixed": {
+        "README.md": b"---\nconfigs:\n- config_name: default\n  data_files: 'd/*'\n---\n",
+        "d/a.jsonl": ROW,
+        "d/b.csv": b"a,b",
+    },
+    "org/beside": {"train.jsonl": ROW, "train.csv": b"a,b", "train.py": b""},
+    "org/uneven": {"train.jsonl": ROW, "dev.csv": b"a,b"},
+    "org/twofold": {"train.jsonl": ROW, "train.parquet": b"PAR1"},
+    "org/zipped": {"train.jsonl": ROW, "train-more.zip": b"PK"},
     "org/archive": {"data.zip": b"PK"},
     "org/empty": {".gitattributes": b"", "README.md": b"words"},
     "org/outside": {"README.md": b"---\nconfigs:\n- config_name: a\n  data_files: ../../x.jsonl\n---\n", "a.jsonl": ROW},
-    "org/elsewhere": {"README.md": b"---\nconfigs:\n- config_name: a\n  data_files: 'http://x.org/x.jsonl'\n---\n", "a.jsonl": ROW},
+    "org/elsewhere": {
+        "README.md": b"---\nconfigs:\n- config_name: a\n  data_files: 'http://x.org/x.jsonl'\n---\n",
+        "a.jsonl": ROW,
+    },
     "org/traversal": {"../a.jsonl": ROW},
     "org/badcard": {"README.md": b"---\nlicense: [\n---\n", "a.jsonl": ROW},
     "org/gated": {},
@@ -182,7 +195,9 @@ def test_config_and_split_give_their_files_of_the_pinned_revision_and_no_others(
     assert [path for _, path, _ in hub.asked if f"/{REVISION}" not in path] == [], "nothing but the pinned revision is asked for"
 
 
-def test_the_files_are_those_of_the_hub_and_the_record_tells_content_and_licence_but_no_path_of_this_machine(hub: FakeHub) -> None:
+def test_the_files_are_those_of_the_hub_and_the_record_tells_content_and_licence_but_no_path_of_this_machine(
+    hub: FakeHub,
+) -> None:
     [short] = hub.ask({"hub_id": "org/configs", "config": "short"})
     for name, path in short.pop("paths").items():
         body = FILES["org/configs"][name.removeprefix("org/configs/")]
@@ -246,12 +261,15 @@ def test_without_a_network_or_a_whole_cache_the_message_names_the_cache_and_the_
 
 
 def test_files_of_a_kind_that_is_not_read_are_refused_and_never_left_out(hub: FakeHub) -> None:
-    table, mixed, archive, empty = hub.ask(
-        {"hub_id": "org/table"}, {"hub_id": "org/mixed"}, {"hub_id": "org/archive"}, {"hub_id": "org/empty"}
-    )
+    names = ("table", "mixed", "archive", "beside", "twofold", "zipped", "uneven", "empty")
+    table, mixed, archive, beside, twofold, zipped, uneven, empty = hub.ask(*({"hub_id": f"org/{name}"} for name in names))
     assert "org/table@0123456789ab: train.csv: of no kind that is read (.json, " in table and "pandas.read_csv" in table
     assert "org/mixed@0123456789ab: d/b.csv: of no kind that is read" in mixed
     assert "data.zip: of no kind that is read" in archive and "Unpack it" in archive
+    assert "org/beside@0123456789ab: train.csv: of no kind that is read" in beside
+    assert "split 'train' is both train." in twofold and "which of them is meant cannot be told" in twofold
+    assert "train-more.zip: of no kind that is read" in zipped
+    assert "org/uneven@0123456789ab: `datasets` cannot tell its files" in uneven and "Fetch the files you want by hand" in uneven
     assert empty.endswith("org/empty@0123456789ab holds no data file. Check hub_id and revision")
 
 
@@ -267,5 +285,8 @@ def test_a_repository_cannot_name_files_outside_itself(hub: FakeHub) -> None:
 
 
 def test_the_fingerprint_of_a_set_follows_the_content_of_its_files(hub: FakeHub) -> None:
-    [plain] = hub.ask({"hub_id": "org/plain"})
-    assert plain["files"]["org/plain/train.jsonl"] != fingerprint_bytes(ROW), "of the file's bytes, without lengths"
+    [first] = hub.ask({"hub_id": "org/plain"})
+    file = Path(first["paths"]["org/plain/train.jsonl"]).resolve()
+    file.write_bytes(ROW + ROW)
+    [second] = hub.ask({"hub_id": "org/plain"})
+    assert first["files"] != second["files"] and first["fingerprint"] != second["fingerprint"]
