@@ -49,9 +49,11 @@ def fetch_hub_set(params: HubDataParams, hub_cache: Path) -> HubSet:
     key = fingerprint_json([params.hub_id, params.revision, params.config, params.split])
     record = hub_cache / "resolved" / f"{params.hub_id.replace('/', '--')}-{key}.json"
     with _explained(params, hub_cache):
-        resolved = _read_record(record) or _resolve(params, hub_cache)
+        known = _read_record(record)
+        resolved = known or _resolve(params, hub_cache)
         paths = {f"{params.hub_id}/{file}": _download(params, file, hub_cache) for file in resolved["files"]}
-    write_json(record, resolved)
+        if known is None:  # a whole cache is only read: it may be shared, or lie on a disk that cannot be written
+            write_json(record, resolved)
     return HubSet(params.hub_id, params.revision, resolved["config"], params.split, resolved["licence"], paths)
 
 

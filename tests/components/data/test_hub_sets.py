@@ -211,8 +211,10 @@ def test_what_was_fetched_once_is_had_again_without_asking_anybody(hub: FakeHub)
     wanted = {"hub_id": "org/configs", "config": "short"}
     first = hub.ask(wanted)
     hub.asked.clear()
+    written = {path: path.stat().st_mtime_ns for path in hub.cache.rglob("*")}
     assert hub.ask(wanted, HF_HUB_OFFLINE="1") == first
     assert hub.ask(wanted) == first and hub.asked == []
+    assert {path: path.stat().st_mtime_ns for path in hub.cache.rglob("*")} == written, "a whole cache may be read-only"
 
 
 def test_a_record_or_file_that_is_lost_is_fetched_again(hub: FakeHub) -> None:
