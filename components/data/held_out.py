@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.data.conversations import Conversation
+from components.data.embedded_files import LAWS_SUFFIX
 from components.data.faults import BadRowError
-from components.data.json_rows import kind_of, read_rows, read_utf8, text_of
-from components.data.sources import LAWS_SUFFIX, Conversation, parse_row
+from components.data.json_rows import read_rows, read_utf8
+from components.data.schemas import parse_row
+from components.data.strict_json import kind_of, text_of
 from components.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".txt")
