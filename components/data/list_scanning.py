@@ -110,7 +110,7 @@ def _next_element(window: Window) -> Element:
         begin = window.place
         try:
             end = LENIENT.raw_decode(window.text, begin)[1]
-            if end < len(window.text) or window.is_at_end:  # else a number could go on
+            if window.is_at_end or not _may_go_on(window.text, end):
                 window.place = end
                 raw = window.text[begin:end].encode("latin-1") if end - begin <= window.max_bytes else None
                 return Element(window.start + begin, window.start + end, raw)
@@ -123,6 +123,11 @@ def _next_element(window: Window) -> Element:
         if len(window.text) - begin > window.max_bytes:
             return _skip_element(window)
         window.grow()
+
+
+def _may_go_on(text: str, end: int) -> bool:
+    """Whether what was decoded up to here may be the beginning of a number that the window cuts."""
+    return end == len(text) or (text[end] in ".eE" and end > len(text) - _NEAR)
 
 
 def _skip_element(window: Window) -> Element:
