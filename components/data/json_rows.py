@@ -40,11 +40,19 @@ def read_utf8(file: Path) -> str:
 
 
 def _rows_under(file: Path, list_key: str) -> list[Any] | None:
+    """The rows of an object that holds them; None where the file is something else, and is judged as such."""
     if not read_head(file).lstrip(BLANK).startswith(b"{"):
         return None
-    value = decode_row(file.read_bytes())
-    rows = value.get(list_key) if isinstance(value, dict) else None
-    if isinstance(value, BadRowError) or (isinstance(value, dict) and not isinstance(rows, list)):
-        found = str(value) if isinstance(value, BadRowError) else f"found an object without a list {list_key!r}"
-        raise DataError(f"{file} must be a list of rows, or an object that holds one under {list_key!r}: {found}")
-    return rows if rows else None
+    value = decode_row(data := file.read_bytes())
+    if isinstance(value, BadRowError):
+        if isinstance(decode_row(data.lstrip(BLANK).partition(b"\n")[0]), dict):
+            return None
+        raise DataError(f"{file}: {value}")
+    rows = value.get(list_key)
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{file} must be a list of rows, found an object without a list {list_key!r}. Put a row into [...], or rename its list"
+        )
+    if not rows:
+        raise DataError(f"{file} is an empty list. Remove the file or put rows into it")
+    return rows

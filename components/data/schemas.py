@@ -49,12 +49,12 @@ def parse_row(value: Any) -> tuple[str, Messages]:
 
 
 def answer_number(answer: str) -> str | None:
-    """What stands behind the last `####` of a GSM8K answer, if it is a number and the end."""
+    """The number behind the last `####` of a GSM8K answer, if it stands at the end; thousands may have commas."""
     found = _ANSWER.search(answer)
     return None if found is None else found[1]
 
 
-_ANSWER = re.compile(r"####[ \t]*([-+−]?\$?-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.|\.(?=\d))?\d*)\s*$")
+_ANSWER = re.compile(r"####[ \t]*([-+−]?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+))\s*\Z", re.ASCII)
 
 
 def _has_value(row: Row, key: str) -> bool:
@@ -129,7 +129,7 @@ def _parse_gsm8k(row: Row) -> list[list[Message]]:
     messages = _pair(filled(row, "question"), answer := filled(row, "answer"))
     if "####" not in answer:
         raise BadRowError("answer has no '#### <number>' line. Add it at the end, or remove the row", FaultKind.NO_ANSWER)
-    if not any(sign.isdigit() for sign in answer_number(answer) or ""):
+    if answer_number(answer) is None:
         found = answer.rpartition("####")[2].strip()[:40]
         raise BadRowError(
             f"answer must end with '#### <number>', found {found!r}. Write one number there and nothing after it",
