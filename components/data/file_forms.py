@@ -72,19 +72,23 @@ def plain_file(file: Path, work: Path) -> Path:
 
 
 def read_head(file: Path) -> bytes:
+    try:
+        _require_file(file)
+        with file.open("rb") as handle:
+            return handle.read(HEAD_BYTES)
+    except PermissionError:
+        raise DataError(f"{file} may not be read by this user. Allow it (chmod +r; +x for its folders)") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. Check that it exists and that its disk is well") from None
+
+
+def _require_file(file: Path) -> None:
     if file.is_symlink() and not file.exists():
         raise DataError(f"{file} is a link to {os.readlink(file)}, which does not exist. Put the data there, or remove the link")
     if file.is_dir():
         raise DataError(f"{file} is a folder with the name of a file. Name its files, or rename it")
     if file.exists() and not file.is_file():
         raise DataError(f"{file} is neither a file nor a folder (a pipe or a device). Save what it gives as a file")
-    try:
-        with file.open("rb") as handle:
-            return handle.read(HEAD_BYTES)
-    except PermissionError:
-        raise DataError(f"{file} may not be read by this user. Allow it: chmod +r") from None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. Check that it exists and that its disk is well") from None
 
 
 def refuse_other_bytes(file: Path, head: bytes) -> None:

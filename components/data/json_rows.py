@@ -51,7 +51,7 @@ def _rows_under(file: Path, list_key: str) -> list[Any] | None:
     rows = value.get(list_key)
     if not isinstance(rows, list):
         raise DataError(
-            f"{file} must be a list of rows, found an object without a list {list_key!r}. Put a row into [...], or rename its list"
+            f"{file} must be a list of rows, found an object without a list {list_key!r}. Put a row into [...], or rename it"
         )
     if not rows:
         raise DataError(f"{file} is an empty list. Remove the file or put rows into it")

@@ -66,10 +66,13 @@ class Window:
 
     def error(self, reason: str, place: int) -> DataError:
         """A DataError at a place of the window, by line and column of the file."""
-        what = diagnose(self.text, place, reason, "Get the file again, or write it again whole")
-        line, column = _line_and_column(self.handle, self.start + place)
-        text = what.encode("latin-1", "ignore").decode("utf-8", "replace")
-        return DataError(f"{self.file}:{line}:{column}: not valid JSON: {text}")
+        at = self.start + place
+        self.handle.seek(max(0, at - 64))
+        before, after = self.handle.read(min(at, 64)), self.handle.read(64)
+        text = before.decode("utf-8", "replace")
+        what = diagnose(text + after.decode("utf-8", "replace"), len(text), reason, "Get the file again, or write it again whole")
+        line, column = _line_and_column(self.handle, at)
+        return DataError(f"{self.file}:{line}:{column}: not valid JSON: {what}")
 
 
 def open_list(window: Window) -> None:

@@ -22,7 +22,7 @@ def row_groups(file: Path, shown: Path) -> list[tuple[int, int]]:
         with pyarrow.parquet.ParquetFile(file) as opened:
             groups = [opened.metadata.row_group(number) for number in range(opened.num_row_groups)]
             return [(group.num_rows, group.total_byte_size) for group in groups]
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _broken(shown, error) from None
 
 
@@ -35,7 +35,7 @@ def read_groups(file: Path, start: int, stop: int) -> Iterator[tuple[Any, bytes]
             for batch in opened.iter_batches(BATCH_ROWS, row_groups=range(start, stop), use_threads=False):
                 for value in _values(batch):
                     yield value, b"" if isinstance(value, BadRowError) else _text(value)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _broken(file, error) from None
 
 
@@ -62,5 +62,6 @@ def _text(value: Any) -> bytes:
 
 
 def _broken(file: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0][:200].rstrip(".")
+    first = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    reason = "".join(sign for sign in first if sign.isprintable())
     return DataError(f"{file} is damaged or cut off: it cannot be read as Parquet ({reason}). Get it again")

@@ -87,11 +87,13 @@ def test_what_is_no_file_is_said_to_be_what_it_is(name: str, suffix: str, tmp_pa
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_named_with_the_command(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(LINE)
-    (tmp_path / "a.jsonl").chmod(0)
-    with pytest.raises(DataError, match=r"a\.jsonl may not be read by this user. Allow it: chmod \+r"):
-        read(tmp_path / "a.jsonl")
+@pytest.mark.parametrize("closed", ["folder/a.jsonl", "folder"])
+def test_a_file_that_may_not_be_read_is_named_with_the_command(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jsonl").write_bytes(LINE)
+    (tmp_path / closed).chmod(0)
+    with pytest.raises(DataError, match=r"a\.jsonl may not be read by this user\. Allow it \(chmod \+r"):
+        read(tmp_path / "folder" / "a.jsonl")
 
 
 def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:

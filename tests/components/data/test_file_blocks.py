@@ -185,3 +185,28 @@ def test_a_damaged_page_of_parquet_is_an_error_with_the_file(tmp_path: Path) -> 
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.parquet is damaged or cut off: it cannot be read as Parquet \(.*\)\. Get it again"):
         rows_of(file)
+
+
+@anew
+@given(
+    name=st.sampled_from(["a.json", "a.jsonl", "a.jsonl.gz", "a.parquet"]),
+    pieces=st.lists(
+        st.binary(max_size=8) | st.sampled_from([*MIXED, b"[", b"]", b",", b"\n", b"\r", b"\0", b"PAR1", b"\x1f\x8b", b"'"])
+    ),
+    window=st.integers(1, 40),
+    target=st.integers(1, 60),
+)
+def test_any_bytes_end_in_the_same_rows_or_the_same_error_for_every_window_and_block(
+    name: str, pieces: list[bytes], window: int, target: int, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"".join(pieces))
+    outcomes = []
+    for size, target_bytes in ((1 << 18, 1 << 22), (window, target)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(list_scanning, "WINDOW", size)
+            try:
+                outcomes.append(repr(rows_of(tmp_path / name, target_bytes)))
+            except DataError as error:
+                assert str(error).isprintable()
+                outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
