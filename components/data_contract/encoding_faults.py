@@ -9,11 +9,12 @@ zero_width             joiners and spaces that join or part nothing their script
 private_use, surrogate, unassigned   no character at all (blocks kept for emoji are left out: they fill up every year)
 
 No fault: the joiners of emoji and of scripts that write with them, the flags of regions, right-to-left and left-to-right
-marks, soft hyphens, variation selectors.
+marks, soft hyphens, variation selectors, the invisible operators of formulas.
 """
 
 import re
 import unicodedata
+from functools import cache
 
 from components.data_contract.findings import Span
 
@@ -21,6 +22,8 @@ _BIDI_OPENERS, _BIDI_CLOSERS = "\u202a\u202b\u2066\u2067\u2068", "\u202c\u2069"
 _OVERRIDES = "\u202d\u202e"
 _BIDI = re.compile(f"[{_BIDI_OPENERS}{_BIDI_CLOSERS}{_OVERRIDES}]")
 _ZERO_WIDTH = "\u200b\u200c\u200d\u2060\u2061\u2062\u2063\u2064\u180e"
+_MATHEMATICAL = "\u2061\u2062\u2063\u2064"
+"""Function application, times, separator, plus: written by formula editors between what they join."""
 _TAGS = range(0xE0000, 0xE0080)
 _EMOJI_BLOCKS = range(0x1F000, 0x20000)
 _FIRST_JOINING_SCRIPT = 0x0530
@@ -56,15 +59,15 @@ def _kind(character: str) -> str:
 
 
 _KINDS = _Kinds()
-_PLAIN = re.compile(r"[\t\n\r -~]*\Z")
 
 
 def find_encoding_faults(text: str) -> list[Span]:
     """The faults of a text, in order of place; neighbours of one kind are one fault."""
-    if _PLAIN.match(text):
+    if text.isascii() and text.replace("\n", "").replace("\t", "").replace("\r", "").isprintable():
         return []
-    suspects = {character for character in set(text) if _KINDS[character]}
-    faults = _mojibake(text)
+    characters = set(text)
+    suspects = {character for character in characters if _KINDS[character]}
+    faults = _mojibake(text, characters)
     if suspects:
         places = re.finditer(f"[{re.escape(''.join(sorted(suspects)))}]", text)
         allowed_bidi = _allowed_bidi(text) if _BIDI.search(text) else frozenset()
@@ -72,13 +75,24 @@ def find_encoding_faults(text: str) -> list[Span]:
     return sorted(faults, key=lambda fault: (fault.start, fault.kind))
 
 
-def _mojibake(text: str) -> list[Span]:
+def _mojibake(text: str, characters: set[str]) -> list[Span]:
     from ftfy.badness import BADNESS_RE
 
-    if text.isascii():
+    if characters.isdisjoint(_characters_of_mojibake()):
         return []
     found = [Span("mojibake", *match.span()) for match in BADNESS_RE.finditer(text)]
     return found + [Span("mojibake", *match.span()) for match in re.finditer(f"(?:{_LOST_IN_GBK})+", text)]
+
+
+@cache
+def _characters_of_mojibake() -> frozenset[str]:
+    """Of these every find of ftfy holds one; dashes and quotation marks alone are none, and most texts have no others."""
+    from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
+
+    harmless = "".join(MOJIBAKE_CATEGORIES[name] for name in ("common", "start_punctuation", "end_punctuation"))
+    spelled = {character for character in BADNESS_RE.pattern if not character.isascii()} - set(harmless)
+    ranged = {chr(codepoint) for codepoint in range(0x80, 0x250)} - set(harmless)
+    return frozenset(spelled | ranged | set(_LOST_IN_GBK))
 
 
 def _is_fault(text: str, place: int, allowed_bidi: frozenset[int]) -> bool:
@@ -98,6 +112,8 @@ def _is_needed(text: str, place: int) -> bool:
         return False
     if text[place] in "\u200c\u200d":
         return ord(before) >= _FIRST_JOINING_SCRIPT
+    if text[place] in _MATHEMATICAL:
+        return True
     return text[place] == "\u200b" and any(ord(side) in script for side in (before, after) for script in _SPACELESS)
 
 

@@ -11,7 +11,6 @@ are equal. A row without units (signs alone) nearly repeats nothing.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +66,7 @@ def similarity_of(first: Hashes, second: Hashes) -> float:
     return num_shared / (len(few) + len(many) - num_shared)
 
 
-def near_duplicate_groups(
-    bands: Hashes, content_of: Callable[[int], Sequence[Sequence[str]]], similarity: float = 0.8
-) -> Rows:
+def near_duplicate_groups(bands: Hashes, content_of: Callable[[int], Sequence[Sequence[str]]], similarity: float = 0.8) -> Rows:
     """For every row the earlier row that it nearly repeats, or -1. Exact repeats are near ones, too.
 
     bands       [R, 16]; may be a memory map, it is read one column at a time and then row by row
@@ -135,7 +132,7 @@ class _Buckets:
         self._num_added[buckets] += 1
 
     def _mine(self, row: int) -> npt.NDArray[np.int32]:
-        mine = self._of_row[row]
+        mine: npt.NDArray[np.int32] = self._of_row[row]
         return mine[mine >= 0]
 
 

@@ -130,7 +130,8 @@ class OverlapIndex:
         self._hashes, self._owners = _sorted_pairs(hashes, owners)
         if max_ids is not None:
             _, of_pair, num_ids = np.unique(self._hashes, return_inverse=True, return_counts=True)
-            self._hashes, self._owners = (column[num_ids[of_pair] <= max_ids] for column in (self._hashes, self._owners))
+            is_content = num_ids[of_pair] <= max_ids
+            self._hashes, self._owners = self._hashes[is_content], self._owners[is_content]
         self._sieve = np.zeros(1 << (_SIEVE_BITS - 3), dtype=np.uint8)
         byte, bit = _sieve_place(self._hashes)
         np.bitwise_or.at(self._sieve, byte, bit)

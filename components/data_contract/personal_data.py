@@ -14,14 +14,15 @@ from components.data_contract.findings import Rule, Span, apart
 
 _PLACEHOLDER_DOMAIN = re.compile(
     r"(?:^|\.)(?:(?:example|test|invalid|localhost|local)(?:\.|$)"
-    r"|(?:domain|email|e-?mail|company|your\w{0,20}|my\w{0,20}|some\w{0,20}|abc|xyz|xxx|abcd?|website|site|school|university|foo|bar|acme\w{0,10}|\w{0,20}company"
-    r"|business|store|host|server|mydomain|sample|organization|org|provider)\.\w{2,12}$)",
+    r"|(?:domain|e-?mail|your\w{0,20}|my\w{0,20}|some\w{0,20}|abcd?|xyz|xxx|website|site|school|university|foo|bar|acme\w{0,10}"
+    r"|\w{0,20}company|business|store|host|server|sample|organization|org|provider)\.\w{2,12}$)",
     re.IGNORECASE,
 )
 _PLACEHOLDER_NAME = re.compile(
-    r"(?:x{2,}|your\b.*|your[._-]?\w{0,20}|my[._-]?(?:e?mail|name|address)|user\d{0,3}|username|e?-?mail|name|first[._-]?(?:name)?[._-]?last(?:name)?"
-    r"|someone|somebody|me|test\w{0,10}|example\w{0,10}|abc\d{0,3}|foo|bar|git|no-?reply|do-?not-?reply|john\.?doe\d{0,4}"
-    r"|jane\.?doe\d{0,4}|john\.?smith\d{0,4}|jane\.?smith\d{0,4}|info|support|contact|sales|admin|help|hello|customer\w{0,10}|service|hr|jobs|office|webmaster)$",
+    r"(?:x{2,}|your\b.*|your[._-]?\w{0,20}|my[._-]?(?:e?mail|name|address)|user\d{0,3}|username|e?-?mail|name"
+    r"|first[._-]?(?:name)?[._-]?last(?:name)?|someone|somebody|me|test\w{0,10}|example\w{0,10}|abc\d{0,3}|foo|bar|git|no-?reply"
+    r"|do-?not-?reply|(?:john|jane)\.?(?:doe|smith)\d{0,4}|info|support|contact|sales|admin|help|hello|customer\w{0,10}|service"
+    r"|hr|jobs|office|webmaster)$",
     re.IGNORECASE,
 )
 _FILE_SUFFIXES = frozenset("png jpg jpeg gif svg webp py js ts css html json txt md".split())
@@ -29,13 +30,25 @@ _CARD = re.compile(
     r"(?:4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:2[2-9]|[3-6]\d|7[01])\d{13}|3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11}"
     r"|6(?:011|5\d\d|4[4-9]\d)\d{12}|35\d{14}|62\d{14})$"
 )
-_IBAN_LENGTHS = dict(
-    pair.split(":")
-    for pair in "AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 CH:21 CR:22 CY:28 CZ:24 DE:22 DK:18 DO:28 EE:20 EG:29 "
-    "ES:24 FI:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 GR:27 GT:28 HR:21 HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 LB:28 "
-    "LI:21 LT:20 LU:20 LV:21 MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15 PK:24 PL:28 PS:29 PT:25 QA:29 RO:24 RS:22 SA:24 "
-    "SE:24 SI:19 SK:24 SM:27 TN:24 TR:26 UA:29 VA:22 XK:20".split()
-)
+_IBAN_COUNTRIES = {
+    15: "NO",
+    16: "BE",
+    18: "DK FI FO GL NL",
+    19: "MK SI",
+    20: "AT BA EE KZ LT LU XK",
+    21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA",
+    23: "AE GI IL IQ",
+    24: "AD CZ ES MD PK RO SA SE SK TN",
+    25: "PT",
+    26: "IS TR",
+    27: "FR GR IT MC MR SM",
+    28: "AL AZ CY DO GT HU LB PL",
+    29: "BR EG PS QA UA",
+    30: "JO KW MU",
+    31: "MT",
+}
+_IBAN_LENGTHS = {country: length for length, countries in _IBAN_COUNTRIES.items() for country in countries.split()}
 _PUBLIC_RESOLVERS = frozenset("8.8.8.8 8.8.4.4 1.1.1.1 1.0.0.1 9.9.9.9 208.67.222.222 208.67.220.220".split())
 _PUBLISHED_SSNS = frozenset(("123-45-6789", "078-05-1120", "219-09-9999"))
 _VERSION_BEFORE = re.compile(r"(?:version|ver|release|build|firmware|chapter|section|v)[.: ]{0,2}$", re.IGNORECASE)
@@ -53,9 +66,9 @@ def _is_card(match: re.Match[str]) -> bool:
 
 
 def _is_iban(match: re.Match[str]) -> bool:
-    value = match[0].replace(" ", "")
+    value = match[0].replace(" ", "")[: _IBAN_LENGTHS.get(match[0][:2], 0)]
     number = "".join(str(int(character, 36)) for character in value[4:] + value[:4])
-    return _IBAN_LENGTHS.get(value[:2]) == str(len(value)) and int(number) % 97 == 1
+    return len(value) == _IBAN_LENGTHS.get(value[:2]) and int(number) % 97 == 1
 
 
 def _is_resident_number(match: re.Match[str]) -> bool:
@@ -107,17 +120,27 @@ def _pattern(pattern: str) -> re.Pattern[str]:
 
 
 RULES = (
-    Rule("iban", (), _pattern(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"), _is_iban),
-    Rule("credit_card", (), _pattern(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)"), _is_card),
-    Rule("national_id", (), _pattern(r"(?<![\w.-])[1-9]\d{5}(?:19|20)\d{2}(?:0\d|1[0-2])[0-3]\d{4}[\dXx](?![\w-])"), _is_resident_number),
+    Rule(
+        "iban", (), _pattern(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"), _is_iban
+    ),
+    Rule(
+        "credit_card",
+        (),
+        _pattern(r"(?<![\w.-])\d{4}(?:([ -]?)\d{4}\1\d{4}\1\d{1,7}|([ -]?)\d{6}\2\d{5})(?![\w-]|\.\d)"),
+        _is_card,
+    ),
+    Rule(
+        "national_id",
+        (),
+        _pattern(r"(?<![\w.-])[1-9]\d{5}(?:19|20)\d{2}(?:0\d|1[0-2])[0-3]\d{4}[\dXx](?![\w-])"),
+        _is_resident_number,
+    ),
     Rule("us_ssn", (), _pattern(r"(?<![\w.-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])"), _is_ssn),
     Rule("ip_address", (), _pattern(r"(?<![\w.])(?:(?:0|[1-9]\d{0,2})\.){3}(?:0|[1-9]\d{0,2})(?![\w]|\.\d)"), _is_public_address),
     Rule(
         "passport",
         (),
-        _pattern(
-            r"(?i:passport|护照)[^\d\n]{0,24}?(?<![A-Za-z0-9])(?P<value>[A-Z]{1,2}\d{6,8}|\d{9})(?![A-Za-z0-9])"
-        ),
+        _pattern(r"(?i:passport|护照)[^\d\n]{0,24}?(?<![A-Za-z0-9])(?P<value>[A-Z]{1,2}\d{6,8}|\d{9})(?![A-Za-z0-9])"),
         lambda match: _is_number_of_someone(_digits(match["value"])),
         group="value",
     ),
@@ -127,7 +150,12 @@ RULES = (
         _pattern(r"(?<![\w.+/-])(?:\+?1[ .-]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?![\w-]|\.\d)"),
         _is_us_phone,
     ),
-    Rule("phone", (), _pattern(r"(?<![\w+])(?:\+|00)[1-9]\d{0,2}(?:[ .-]?\(?\d{1,5}\)?){2,6}(?![\w-])"), _is_international_phone),
+    Rule(
+        "phone",
+        (),
+        _pattern(r"(?<![\w+.,=&/-])(?:\+[1-9]\d{0,2}|00[1-9]\d{0,2}[ .-])(?:[ .-]?\(?\d{1,5}+\)?){2,6}+(?![\w-])"),
+        _is_international_phone,
+    ),
     Rule(
         "phone",
         (),

@@ -12,7 +12,8 @@ _HEAD = r"(?<![A-Za-z0-9_-])"
 _TAIL = r"(?![A-Za-z0-9_-])"
 _PLACEHOLDER = re.compile(
     r"example|placeholder|your|dummy|sample|changeme|change_me|redacted|insert|replace|secret_?key|api_?key|password|passwd"
-    r"|xxxx|\*\*\*|\.\.\.|123456|abcdef|<|\$\{|\{\{|%s|token|hunter2|env|config|none|null|true|false|hidden",
+    r"|xxxx|\*\*\*|\.\.\.|123456|abcdef|<|\$\{|\{\{|%s|hunter2"
+    r"|(?<![a-z0-9])(?:token|env|config|none|null|true|false|hidden)(?![a-z0-9])",
     re.IGNORECASE,
 )
 _FEWEST_CHARACTERS = 5
@@ -53,7 +54,10 @@ RULES = (
     Rule(
         "private_key",
         ("-----BEGIN",),
-        re.compile(r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----\s{0,4}(?:[A-Za-z0-9+/=:, .-]{8,80}\s{1,4}|[A-Za-z0-9+/=\\]{16,})"),
+        re.compile(
+            r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----\s{0,4}"
+            r"(?:[A-Za-z0-9+/=:, .-]{8,80}\s{1,4}|[A-Za-z0-9+/=\\]{16,})"
+        ),
         lambda match: "..." not in match[0],
     ),
     _key("aws_access_key_id", r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}", "AKIA", "ASIA", "ABIA", "ACCA"),
@@ -70,7 +74,17 @@ RULES = (
     ),
     _key("github_token", r"gh[pousr]_[A-Za-z0-9]{36,255}", "ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
     _key("github_token", r"github_pat_[A-Za-z0-9_]{22,255}", "github_pat_"),
-    _key("gitlab_token", r"gl(?:pat|dt|rt|ptt|cbt|ft|soat)-[A-Za-z0-9_.-]{20,300}", "glpat-", "gldt-", "glrt-", "glptt-", "glcbt-", "glft-", "glsoat-"),
+    _key(
+        "gitlab_token",
+        r"gl(?:pat|dt|rt|ptt|cbt|ft|soat)-[A-Za-z0-9_.-]{20,300}",
+        "glpat-",
+        "gldt-",
+        "glrt-",
+        "glptt-",
+        "glcbt-",
+        "glft-",
+        "glsoat-",
+    ),
     _mixed_key("hugging_face_token", r"(?:hf_|api_org_)[A-Za-z0-9]{30,60}", "hf_", "api_org_"),
     _key("anthropic_key", r"sk-ant-[A-Za-z0-9_-]{20,200}", "sk-ant-"),
     _mixed_key("openrouter_key", r"sk-or-[A-Za-z0-9_-]{20,200}", "sk-or-"),
@@ -82,8 +96,10 @@ RULES = (
     Rule(
         "webhook",
         ("hooks.slack.com", "discord.com/api", "discordapp.com/api"),
-        re.compile(r"(?:hooks\.slack\.com/services/T[A-Za-z0-9]{6,20}/B[A-Za-z0-9]{6,20}/[A-Za-z0-9]{16,40}"
-                   r"|discord(?:app)?\.com/api/webhooks/\d{15,22}/[A-Za-z0-9_-]{40,100})"),
+        re.compile(
+            r"(?:hooks\.slack\.com/services/T[A-Za-z0-9]{6,20}/B[A-Za-z0-9]{6,20}/[A-Za-z0-9]{16,40}"
+            r"|discord(?:app)?\.com/api/webhooks/\d{15,22}/[A-Za-z0-9_-]{40,100})"
+        ),
         _is_varied,
     ),
     _key("stripe_key", r"(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,250}", "k_live_", "k_test_"),
@@ -106,13 +122,17 @@ RULES = (
     Rule(
         "url_with_password",
         ("://",),
-        re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s:/@\"'<>?#]{0,100}:(?P<value>[^\s/@\"'<>]{3,100})@[A-Za-z0-9\[]"),
+        re.compile(
+            r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s:/@\"'<>?#]{0,100}:(?P<value>[^\s/@\"'<>]{3,100})@[A-Za-z0-9\[]"
+        ),
         _is_url_password,
     ),
     Rule(
         "authorization",
         ("earer ", "asic "),
-        re.compile(r"(?i:authorization)[\"']?\s{0,2}[:=,]\s{0,2}[\"']?(?i:bearer|basic) {1,2}(?P<value>[A-Za-z0-9+/_.=-]{16,2000})"),
+        re.compile(
+            r"(?i:authorization)[\"']?\s{0,2}[:=,]\s{0,2}[\"']?(?i:bearer|basic) {1,2}(?P<value>[A-Za-z0-9+/_.=-]{16,2000})"
+        ),
         _is_password,
         group="value",
     ),
@@ -130,8 +150,8 @@ RULES = (
         "key_assignment",
         ("key", "KEY", "Key", "oken", "OKEN", "ecret", "ECRET"),
         re.compile(
-            r"(?i:api[_ -]?key|access[_ -]?key|secret[_ -]?key|auth[_ -]?token|access[_ -]?token|client[_ -]?secret|private[_ -]?token"
-            r"|secret)[\"'`*]{0,3}\s{0,3}(?:[:=：]|=>|:=)\s{0,3}(?P<quote>[\"'`]?)"
+            r"(?i:api[_ -]?key|access[_ -]?key|secret[_ -]?key|auth[_ -]?token"
+            r"|access[_ -]?token|client[_ -]?secret|private[_ -]?token|secret)[\"'`*]{0,3}\s{0,3}(?:[:=：]|=>|:=)\s{0,3}(?P<quote>[\"'`]?)"
             r"(?P<value>[A-Za-z0-9_+/=~-]{16,200})(?P=quote)(?![\w(\[.])"
         ),
         lambda match: _is_password(match) and any(character.isdigit() for character in match["value"]),
@@ -140,7 +160,12 @@ RULES = (
 )
 
 
+_ANCHORS = tuple((anchor, number) for number, rule in enumerate(RULES) for anchor in rule.anchors)
+
+
 def find_secrets(text: str) -> list[Span]:
     """Every credential of a text, in order of place."""
-    spans = [span for rule in RULES if any(anchor in text for anchor in rule.anchors) for span in rule.spans(text)]
-    return apart(spans) if spans else spans
+    wanted = [number for anchor, number in _ANCHORS if anchor in text]
+    if not wanted:
+        return []
+    return apart([span for number in sorted(set(wanted)) for span in RULES[number].spans(text)])
