@@ -39,6 +39,7 @@ UNSPACED_SCRIPTS = (
 ARITHMETIC = {"-": " minus ", "*": " times ", "/": " over ", "%": " percent ", ".": " point ", ",": " comma ", ":": " to "}
 _BETWEEN_DIGITS = re.compile(r"(\d)\s*([-*/%.,:])\s*(?=\d)")
 _NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
+_SIEVE_BITS = 24
 _MULTIPLIER = 0x9E3779B97F4A7C13
 """Odd and 3 modulo 8: differences of its powers have few factors of two, so swapped words do not collide."""
 
@@ -70,6 +71,20 @@ def units(text: str) -> list[str]:
     return _keep_arithmetic(folded).translate(_UNITS).split()
 
 
+def unit_hashes(text: str) -> Hashes:
+    """The xxh3-64 hash of every unit of a text, in order."""
+    words = " ".join(units(text)).encode("utf-8", "surrogatepass").split()
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, words), dtype=np.uint64, count=len(words))
+
+
+def run_hashes(hashes: Hashes, width: int) -> Hashes:
+    """The hash of every run of `width` units, in order; fewer units than that have none."""
+    total = np.full(max(len(hashes) - width + 1, 0), width, dtype=np.uint64)
+    for offset in range(width):  # wraps modulo 2^64 on purpose
+        total = total * np.uint64(_MULTIPLIER) + hashes[offset : offset + len(total)]
+    return total
+
+
 def _keep_arithmetic(text: str) -> str:
     between = _BETWEEN_DIGITS.sub(lambda found: found[1] + ARITHMETIC[found[2]], text)
     return _NEGATIVE.sub(ARITHMETIC["-"], between) if "-" in between else between
@@ -94,47 +109,67 @@ class OverlapIndex:
 
     The hash of an n-gram is a polynomial in the xxh3-64 hashes of its words, made for a whole text at once in numpy.
     Two different n-grams meet with a probability of about 2^-59: 10^7 against 10^6 of them meet once in 50,000 runs.
+
+    `max_ids` drops an n-gram that more ids than that share: it is the template of the items, not their content.
+    A sieve of one bit per value of 24 bits of the hash (2 MiB) spares clean texts the search.
     """
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str], n: int = DEFAULT_N) -> None:
+    def __init__(self, ids: Sequence[str], texts: Sequence[str], n: int = DEFAULT_N, max_ids: int | None = None) -> None:
         if len(ids) != len(texts):
             raise ValueError(f"every text needs an id: {len(ids)} ids, {len(texts)} texts")
         if n < 1:
             raise ValueError(f"an n-gram has at least one word, got n={n}")
         self.n = n
-        self._ids = tuple(ids)
+        self._ids = tuple(dict.fromkeys(ids))
+        number_of = {name: number for number, name in enumerate(self._ids)}
         hashes, owners = array("Q"), array("I")
-        for owner, text in enumerate(texts):
-            found = self._hash(text)
+        for name, text in zip(ids, texts, strict=True):
+            found = self._hash(unit_hashes(text))
             hashes.frombytes(found.tobytes())
-            owners.extend([owner] * len(found))
-        order = np.argsort(np.frombuffer(hashes, dtype=np.uint64), kind="stable")
-        self._hashes: Hashes = np.frombuffer(hashes, dtype=np.uint64)[order]
-        self._owners: npt.NDArray[np.uint32] = np.frombuffer(owners, dtype=np.uint32)[order]
+            owners.frombytes(np.full(len(found), number_of[name], dtype=np.uint32).tobytes())
+        self._hashes, self._owners = _sorted_pairs(hashes, owners)
+        if max_ids is not None:
+            _, of_pair, num_ids = np.unique(self._hashes, return_inverse=True, return_counts=True)
+            is_content = num_ids[of_pair] <= max_ids
+            self._hashes, self._owners = self._hashes[is_content], self._owners[is_content]
+        self._sieve = np.zeros(1 << (_SIEVE_BITS - 3), dtype=np.uint8)
+        byte, bit = _sieve_place(self._hashes)
+        np.bitwise_or.at(self._sieve, byte, bit)
 
     def __len__(self) -> int:
-        """How many n-grams and whole short texts are held."""
+        """How many n-grams and whole short texts are held, each once per id."""
         return len(self._hashes)
 
     def find(self, text: str) -> list[str]:
         """Ids of the held-out items that share an n-gram with a text, or are the same short text; in the order given."""
-        wanted = self._hash(text)
-        first = np.searchsorted(self._hashes, wanted)
-        held = self._hashes[np.minimum(first, len(self) - 1)] == wanted if len(self) else np.zeros(len(wanted), dtype=bool)
-        if not held.any():
-            return []
-        last = np.searchsorted(self._hashes, wanted[held], side="right")
-        owners = np.unique(np.concatenate([self._owners[a:b] for a, b in zip(first[held], last, strict=True)]))
-        return list(dict.fromkeys(self._ids[owner] for owner in owners))
+        return self.find_units(unit_hashes(text))
 
-    def _hash(self, text: str) -> Hashes:
-        """One hash per distinct n-gram; a shorter text has one hash of the whole, salted with its length; no words, no hash."""
-        words = " ".join(units(text)).encode("utf-8", "surrogatepass").split()
-        if not words:
-            return np.empty(0, dtype=np.uint64)
-        hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, words), dtype=np.uint64, count=len(words))
-        width = min(self.n, len(words))
-        total = np.full(len(words) - width + 1, width, dtype=np.uint64)
-        for offset in range(width):  # wraps modulo 2^64 on purpose
-            total = total * np.uint64(_MULTIPLIER) + hashes[offset : offset + len(total)]
-        return np.unique(total)
+    def find_units(self, hashes: Hashes) -> list[str]:
+        """The same for a text whose units were hashed before."""
+        wanted = self._hash(hashes)
+        byte, bit = _sieve_place(wanted)
+        wanted = wanted[(self._sieve[byte] & bit) != 0]
+        if not len(wanted):
+            return []
+        first, last = np.searchsorted(self._hashes, wanted), np.searchsorted(self._hashes, wanted, side="right")
+        owners = [self._owners[start:end] for start, end in zip(first, last, strict=True)]
+        return [self._ids[owner] for owner in np.unique(np.concatenate(owners))]
+
+    def _hash(self, hashes: Hashes) -> Hashes:
+        """One hash per n-gram; a shorter text has one hash of the whole, salted with its length; no words, no hash."""
+        return run_hashes(hashes, min(self.n, len(hashes))) if len(hashes) else hashes
+
+
+def _sorted_pairs(hashes: "array[int]", owners: "array[int]") -> tuple[Hashes, npt.NDArray[np.uint32]]:
+    """Every pair of hash and owner once, by hash and then by owner."""
+    hash_of, owner_of = np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(owners, dtype=np.uint32)
+    order = np.lexsort((owner_of, hash_of))
+    hash_of, owner_of = hash_of[order], owner_of[order]
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (hash_of[1:] != hash_of[:-1]) | (owner_of[1:] != owner_of[:-1])
+    return hash_of[is_new], owner_of[is_new]
+
+
+def _sieve_place(hashes: Hashes) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+    place = hashes >> np.uint64(64 - _SIEVE_BITS)
+    return place >> np.uint64(3), np.uint8(1) << (place & np.uint64(7)).astype(np.uint8)
