@@ -25,8 +25,8 @@ Result = dict[str, Any]
 """What Great Expectations says of one expectation, as plain JSON."""
 
 MAX_NAMED_ROWS = 20
-BLOCK_ROWS = 50_000
-"""A block costs a quarter of a second however small it is, and some 20 MB of this size."""
+BLOCK_ROWS = 100_000
+"""A block costs a quarter of a second however small it is, and some 40 MB at this size."""
 
 
 class CrashedExpectationError(BallastError):

@@ -44,7 +44,7 @@ def _lengths(limits: DataContractParams, data: DataParams) -> tuple[Check, ...]:
               f"a row without target tokens teaches nothing (an empty answer, or one that was cut off): {lengthen}"),
         Check("rows_fit", "critical", "num_tokens", Between(0, longest),
               f"Every row has at most {longest} tokens (data.max_length).", f"have more than {longest} tokens", lengthen),
-        Check("few_rows_cut", "critical", "num_turns_cut", Between(0, 0),
+        Check("few_rows_cut", "critical", "num_turns_cut", OneOf((0,)),
               f"{at_most(limit)} may lose their last turns to data.max_length (data_contract.max_truncated_fraction).",
               "lost their last turns",
               f"{lengthen}, or raise data_contract.max_truncated_fraction (now {limit:.10g}) in params.yaml", limit),

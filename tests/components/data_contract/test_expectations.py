@@ -161,7 +161,7 @@ def test_fifty_two_thousand_rows_take_both_suites_less_than_five_seconds(judge: 
     ]
     seconds = time.process_time() - started
     assert len([one for report in reports for one in report.failures()]) == (14 if bad else 0)
-    assert seconds < 5.0, seconds  # 0.7 and 0.9 measured
+    assert seconds < 5.0, seconds  # 1.5 and 2.5 measured on two busy cores
 
 
 def test_small_parts_are_joined_to_blocks(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
