@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from components.data.faults import POLICY_KINDS, FaultKind
+from components.data.faults import FaultKind
 from components.data_contract.inspection import bands_of
 from components.data_contract.near_duplicates import NUM_BANDS, near_duplicate_groups
 from components.data_params import DataContractParams
@@ -57,9 +57,9 @@ def find(rows: DrawnRows, split: npt.NDArray[np.int8], contract: DataContractPar
     distinct = order[repeats[order] == NONE]
     nearly = _near_copies(rows, distinct, contract.near_duplicate_similarity, work)
     found = Findings(split, repeats, nearly, fault)
-    for kind in POLICY_KINDS:
+    for kind in _POLICIES:
         if kind.value in contract.quarantine:
-            marks = _MARKS[kind](rows, found, contract) & found.is_used
+            marks = _POLICIES[kind](rows, found, contract) & found.is_used
             found.fault[marks] = code_of(kind)
     return found
 
@@ -127,13 +127,14 @@ def _overlapping(column: str) -> Callable[[DrawnRows, Findings, DataContractPara
     return lambda rows, found, contract: is_listed(rows, column) & (found.split == TRAIN)
 
 
-_MARKS: dict[FaultKind, Callable[[DrawnRows, Findings, DataContractParams], Marks]] = {
+_POLICIES: dict[FaultKind, Callable[[DrawnRows, Findings, DataContractParams], Marks]] = {
+    FaultKind.SECRET: _listed("inspected.secrets"),
+    FaultKind.PERSONAL_DATA: _listed("inspected.personal_data"),
     FaultKind.DUPLICATE: lambda rows, found, contract: found.repeats != NONE,
     FaultKind.NEAR_DUPLICATE: lambda rows, found, contract: found.nearly_repeats != NONE,
     FaultKind.OOD_OVERLAP: _overlapping("overlapped.ood_overlaps"),
     FaultKind.TEST_OVERLAP: _overlapping("overlapped.test_overlaps"),
     FaultKind.ENCODING: _listed("inspected.encoding_faults"),
-    FaultKind.SECRET: _listed("inspected.secrets"),
-    FaultKind.PERSONAL_DATA: _listed("inspected.personal_data"),
     FaultKind.LANGUAGE: lambda rows, found, contract: _other_language(rows, contract),
 }
+"""What must not be passed on comes first: a row is set aside for one reason only."""

@@ -10,8 +10,8 @@ from components.artifacts import write_json
 from components.data_contract.contract_report import ContractReport
 from components.data_contract.data_docs import write_data_docs
 from components.data_contract.expectations import validate
-from components.data_contract.raw_checks import raw_suite
-from components.data_contract.tokenised_checks import tokenised_suite
+from components.data_contract.raw_checks import raw_rows
+from components.data_contract.tokenised_checks import prepared_rows
 from components.data_params import DataContractParams, DataParams
 from components.data_preparation.frames import raw_frames, tokenised_frames
 from components.data_preparation.prepare import Prepared
@@ -28,8 +28,8 @@ def check(
     """Validate all rows; documents and quarantine.jsonl go to `folder`, and when the contract is broken to `failures` too."""
     rows, found = prepared.rows, prepared.found
     report = ContractReport(
-        validate(raw_frames(rows, found), raw_suite(contract)),
-        validate(tokenised_frames(rows, found), tokenised_suite(params, contract)),
+        validate(raw_frames(rows, found), raw_rows(contract)),
+        validate(tokenised_frames(rows, found), prepared_rows(contract, params)),
         sum(prepared.num_read) - len(rows),
     )
     write_data_docs(report, folder / "data_docs")

@@ -19,7 +19,9 @@ from components.data.faults import FaultKind
 from components.data.rendering import template_fingerprint, tokenizer_fingerprint
 from components.data.source_files import SourceFile
 from components.data.tokenized import SPLITS, RowWriter, TokenizedRows
+from components.data_contract.personal_data import find_personal_data
 from components.data_contract.quarantine import quarantine_line, reason_of_findings
+from components.data_contract.secrets_in_text import find_secrets
 from components.data_preparation.findings import kind_of_code
 from components.data_preparation.frames import row_ids, targets_of_rows
 from components.data_preparation.prepare import Prepared
@@ -122,9 +124,18 @@ def quarantine_lines(prepared: Prepared) -> Iterator[str]:
                 place=row["parsed.place"],
                 kind=kind,
                 reason=_reason(kind, row, number, prepared),
-                raw=row["parsed.raw"] if row["parsed.conversation"] is None else row["parsed.conversation"],
+                raw=_own_text(row),
                 raw_bytes=row["parsed.raw_bytes"],
             )
+
+
+def _own_text(row: dict[str, Any]) -> str | None:
+    """What the row says, unless it holds a secret or personal data: those are not written a second time."""
+    if row["parsed.conversation"] is not None:
+        is_private = any(row[f"inspected.{name}"] != "[]" for name in ("secrets", "personal_data"))
+        return None if is_private else row["parsed.conversation"]
+    raw: str = row["parsed.raw"]
+    return None if find_personal_data(raw, secrets := find_secrets(raw)) or secrets else raw
 
 
 def _reason(kind: FaultKind, row: dict[str, Any], number: int, prepared: Prepared) -> str:
