@@ -68,7 +68,7 @@ def test_the_order_of_the_rows_does_not_choose_among_them(order, limit) -> None:
     assert (draw_rows([source])[0][order] == draw_rows([moved])[0]).all()
 
 
-WEIGHTED = st.lists(st.tuples(st.integers(20, 80), st.sampled_from([0.1, 0.3, 0.5, 1.0, 2.0, 3.0])), min_size=1, max_size=4)
+WEIGHTED = st.lists(st.tuples(st.integers(30, 80), st.sampled_from([0.1, 0.3, 0.5, 1.0, 2.0, 3.0])), min_size=1, max_size=4)
 
 
 @given(WEIGHTED)
@@ -81,7 +81,7 @@ def test_weighted_sources_stand_in_the_ratio_of_their_weights_with_as_many_rows_
     assert any(count == size for count, (size, _) in zip(found, sizes, strict=True)), "the scarcest is drawn whole"
 
 
-@given(WEIGHTED, st.integers(20, 90), st.integers(20, 90))
+@given(WEIGHTED, st.integers(30, 90), st.integers(30, 90))
 def test_raising_the_limit_of_one_weighted_source_takes_no_row_from_any(sizes, first, second) -> None:
     def drawn(limit):
         return draw_rows(
