@@ -80,7 +80,8 @@ def _mojibake(text: str, characters: set[str]) -> list[Span]:
 
     if characters.isdisjoint(_characters_of_mojibake()):
         return []
-    found = [Span("mojibake", *match.span()) for match in BADNESS_RE.finditer(text)]
+    bad = (match for match in BADNESS_RE.finditer(text) if "\ufffd" not in match[0])  # that has a kind of its own
+    found = [Span("mojibake", *match.span()) for match in bad]
     return found + [Span("mojibake", *match.span()) for match in re.finditer(f"(?:{_LOST_IN_GBK})+", text)]
 
 

@@ -6,6 +6,7 @@ are [kind, turn, offset] (turn from 0, offset in characters); no value that was 
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from components.data_contract.encoding_faults import find_encoding_faults
 from components.data_contract.findings import Span
 from components.data_contract.languages import language_of
 from components.data_contract.near_duplicates import band_hashes, shingles
-from components.data_contract.overlap import OverlapIndex, unit_hashes
+from components.data_contract.overlap import DEFAULT_N, OverlapIndex, unit_hashes, units
 from components.data_contract.personal_data import find_personal_data
 from components.data_contract.secrets_in_text import find_secrets
 
@@ -23,6 +24,10 @@ Turns = list[list[str]]
 MAX_FINDINGS = 100
 """Kept of one row and column: a broken book holds a fault in every word."""
 MAX_NAMES = 3
+MIN_QUESTION = 5
+"""A question of fewer units ("What is up?") is asked in every set."""
+MAX_SHARED = 10
+"""An n-gram of more test rows than this belongs to their template."""
 INSPECTED = pa.schema(
     [
         ("num_turns", pa.int32()),
@@ -59,6 +64,21 @@ def find_overlaps(table: pa.Table, ood: OverlapIndex, test: OverlapIndex | None 
             found = [item for turn in hashes for item in index.find_units(turn)] if index is not None else []
             columns[name].append(json.dumps(list(dict.fromkeys(found))[:MAX_NAMES], ensure_ascii=False))
     return pa.table(columns, schema=OVERLAPS)
+
+
+def index_of_questions(names: Sequence[str], conversations: Sequence[str], n: int = DEFAULT_N) -> OverlapIndex:
+    """What the in-domain test rows ask, for find_overlaps; `conversations` as in the table.
+
+    Answers stay out: in GSM8K every tenth one holds a sum that others work out, too (a whole repeated row is found by its
+    content hash). Later turns stay out where they are shorter than n units ("Please go on."), first ones below MIN_QUESTION.
+    """
+    pairs = [
+        (name, content)
+        for name, text in zip(names, conversations, strict=True)
+        for number, content in enumerate(content for role, content in json.loads(text) if role == "user")
+        if len(units(content)) >= (n if number else MIN_QUESTION)
+    ]
+    return OverlapIndex([name for name, _ in pairs], [text for _, text in pairs], n, max_ids=MAX_SHARED)
 
 
 def _inspect(turns: Turns, schema: str | None) -> dict[str, Any]:

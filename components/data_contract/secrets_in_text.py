@@ -151,7 +151,8 @@ RULES = (
         ("key", "KEY", "Key", "oken", "OKEN", "ecret", "ECRET"),
         re.compile(
             r"(?i:api[_ -]?key|access[_ -]?key|secret[_ -]?key|auth[_ -]?token"
-            r"|access[_ -]?token|client[_ -]?secret|private[_ -]?token|secret)[\"'`*]{0,3}\s{0,3}(?:[:=：]|=>|:=)\s{0,3}(?P<quote>[\"'`]?)"
+            r"|access[_ -]?token|client[_ -]?secret|private[_ -]?token|secret)"
+            r"[\"'`*]{0,3}\s{0,3}(?:[:=：]|=>|:=)\s{0,3}(?P<quote>[\"'`]?)"
             r"(?P<value>[A-Za-z0-9_+/=~-]{16,200})(?P=quote)(?![\w(\[.])"
         ),
         lambda match: _is_password(match) and any(character.isdigit() for character in match["value"]),

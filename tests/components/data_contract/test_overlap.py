@@ -157,3 +157,40 @@ def test_a_fingerprint_ignores_case_form_and_whitespace_and_nothing_else() -> No
     assert len({normalised_fingerprint(text) for text in same}) == 1
     other = ["strasse cafe", "strassecafé", "strasse, café", "strasse café."]
     assert len({normalised_fingerprint(text) for text in [same[0], *other]}) == 1 + len(other)
+
+
+def test_an_ngram_that_many_items_share_is_their_template_and_names_none_of_them() -> None:
+    template = "please answer the following question about prices as briefly as you possibly can and then stop"
+    texts = [f"{template} item {number} costs {number + 7} coins today and {number} tomorrow at noon" for number in range(30)]
+    names = [f"test:{number}" for number in range(30)]
+    assert len(OverlapIndex(names, texts).find(template)) == 30
+    index = OverlapIndex(names, texts, max_ids=10)
+    assert index.find(template) == []
+    assert index.find(texts[3]) == ["test:3"]
+
+
+def test_planted_leaks_are_all_found_and_a_clean_split_has_none() -> None:
+    rng = random.Random(5)
+    items = {f"item{number}": draw(rng, rng.randint(13, 60)) for number in range(300)}
+    index = index_of(items)
+    for name, words in items.items():
+        start = rng.randint(0, len(words) - 13)
+        inside = " ".join([*draw(rng, 20), *words[start : start + 13], *draw(rng, 20)])
+        edited = ", ".join(words).upper().replace("W", "\u200bＷ") + "!"
+        assert name in index.find(" ".join(words)) and name in index.find(inside) and name in index.find(edited)
+    assert not any(index.find(" ".join(draw(rng, 60))) for _ in range(2000))
+
+
+def test_the_sieve_hides_nothing_from_a_large_index() -> None:
+    rng = random.Random(6)
+    items = {f"item{number}": draw(rng, 60) for number in range(3000)}
+    index = index_of(items)
+    assert all(name in index.find(" ".join(words)) for name, words in items.items())
+
+
+def test_arithmetic_inside_an_answer_is_no_leak_and_a_set_of_arithmetic_still_is() -> None:
+    answer = "He sold 48 / 2 = <<48/2=24>>24 clips in May to all of his very best friends at the small school in town."
+    index = OverlapIndex(["answer", "sum"], [answer, "(9 + 3) * 2 - 4 / 2 + 8 * 1 - 7 ="])
+    assert index.find("She baked 48 / 2 = <<48/2=24>>24 cakes.") == []
+    assert index.find("All in all " + answer) == ["answer"]
+    assert index.find("what is (9+3)*2-4/2+8*1-7=") == ["sum"]
