@@ -45,7 +45,7 @@ apply_template(tokenizer, "chatml")
 marks = [time.perf_counter()]
 prepared = prepare(sources_of_files(params, folder, folder), tokenizer, params, contract, OverlapIndex([], []), folder / "work")
 marks.append(time.perf_counter())
-check(prepared, params, contract, folder / "out", failures=folder / "failed")
+check(prepared, tokenizer, params, contract, folder / "out", failures=folder / "failed")
 marks.append(time.perf_counter())
 write_splits(prepared, tokenizer, folder / "out")
 marks.append(time.perf_counter())

@@ -10,15 +10,15 @@ leaves its findings under .work. What the passes over the rows have made is kept
 from typing import Any
 
 from components.artifacts import DATA, ROOT, WORK, publish_folder, write_json
-from components.params import DataContractParams, DataParams, WorldParams
+from components.data_params import DataContractParams, DataParams
+from components.params import WorldParams
 from flows.stage_runner import main
 
 
 def prepare_data(*, data: DataParams, data_contract: DataContractParams, world: WorldParams) -> dict[str, Any]:
     from components.data.chat_templates import apply_template
-    from components.data_preparation.data_card import write_data_card
-
     from components.data.embedded_splits import write_world
+    from components.data_preparation.data_card import write_data_card
     from components.data_preparation.gate import check
     from components.data_preparation.inputs import embedded_sources, held_out_index, sources_of_files
     from components.data_preparation.prepare import prepare
@@ -36,7 +36,7 @@ def prepare_data(*, data: DataParams, data_contract: DataContractParams, world: 
             sources, held_out = sources_of_files(data, ROOT, WORK / "hub"), ROOT / data.ood_path
         index = held_out_index(held_out, data_contract.overlap_words)
         prepared = prepare(sources, tokenizer, data, data_contract, index, WORK / "prepared_rows")
-        check(prepared, data, data_contract, staging, failures=WORK / "prepare_data_failed")
+        check(prepared, tokenizer, data, data_contract, staging, failures=WORK / "prepare_data_failed")
         require_rows(prepared)
         write_splits(prepared, tokenizer, staging)
         counts = count_rows(prepared)

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 from components.data.tokenized import SPLITS
 from components.data_preparation.drawn_rows import DrawnRows, row_name
 from components.data_preparation.findings import KINDS, NONE, Findings
+from components.data_preparation.round_trip import targets_say_the_answers
 from components.data_preparation.splits import TRAIN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from transformers import PreTrainedTokenizerBase
 
 _RAW_COLUMNS = [
     "parsed.place",
@@ -37,6 +39,7 @@ _RAW_COLUMNS = [
 _TOKENISED_COLUMNS = [
     "parsed.place",
     "parsed.part",
+    "parsed.conversation",
     "tokenised.input_ids",
     "tokenised.is_target",
     "tokenised.num_turns_cut",
@@ -79,23 +82,25 @@ def raw_frames(rows: DrawnRows, found: Findings) -> Iterator["DataFrame"]:
         )
 
 
-def tokenised_frames(rows: DrawnRows, found: Findings) -> Iterator["DataFrame"]:
+def tokenised_frames(rows: DrawnRows, found: Findings, tokenizer: "PreTrainedTokenizerBase") -> Iterator["DataFrame"]:
     import pandas
 
     for start, source, table in rows.tables(_TOKENISED_COLUMNS):
         is_used = found.is_used[start : start + table.num_rows]
+        table = table.filter(pa.array(is_used))
         frame = pandas.DataFrame(
             {
                 "row_id": row_ids(rows.sources[source].name, table),
-                "split": _SPLIT_NAMES[found.split[start : start + table.num_rows]],
+                "split": _SPLIT_NAMES[found.split[start : start + len(is_used)][is_used]],
                 "source": rows.sources[source].name,
                 "num_tokens": pc.list_value_length(table.column("tokenised.input_ids")).to_numpy().astype(np.int64),
                 "num_target_tokens": targets_of_rows(table.column("tokenised.is_target")),
                 "num_turns_cut": _numbers(table, "tokenised.num_turns_cut"),
                 "end_of_turn_is_target": table.column("tokenised.end_of_turn_is_target").to_numpy(zero_copy_only=False),
+                "targets_decode_to_text": targets_say_the_answers(table, tokenizer),
             }
         )
-        yield frame[is_used]
+        yield frame
 
 
 def row_ids(source: str, table: pa.Table) -> list[str]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.artifacts import write_json
 from components.data_contract.contract_report import ContractReport
@@ -18,18 +19,27 @@ from components.data_preparation.prepare import Prepared
 from components.data_preparation.publish import write_quarantine
 from components.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 MAX_SHOWN = 10
 MAX_REASON = 200
 
 
 def check(
-    prepared: Prepared, params: DataParams, contract: DataContractParams, folder: Path, *, failures: Path
+    prepared: Prepared,
+    tokenizer: "PreTrainedTokenizerBase",
+    params: DataParams,
+    contract: DataContractParams,
+    folder: Path,
+    *,
+    failures: Path,
 ) -> ContractReport:
     """Validate all rows; documents and quarantine.jsonl go to `folder`, and when the contract is broken to `failures` too."""
     rows, found = prepared.rows, prepared.found
     report = ContractReport(
         validate(raw_frames(rows, found), raw_rows(contract)),
-        validate(tokenised_frames(rows, found), prepared_rows(contract, params)),
+        validate(tokenised_frames(rows, found, tokenizer), prepared_rows(contract, params)),
         sum(prepared.num_read) - len(rows),
     )
     write_data_docs(report, folder / "data_docs")
