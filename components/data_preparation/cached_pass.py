@@ -21,7 +21,7 @@ from tqdm import tqdm
 from components.artifacts import fingerprint_bytes, fingerprint_file, fingerprint_json
 from components.data_preparation.workers import map_on_cores
 
-CODE_FOLDERS = ("data", "data_contract", "data_preparation")
+CODE = ("data/*.py", "data_contract/*.py", "data_preparation/passes.py")
 LIBRARIES = ("transformers", "tokenizers", "ftfy", "py3langid", "pyarrow")
 
 
@@ -114,7 +114,7 @@ def _key(step: Pass, chunk: Chunk) -> str:
 def _code_key() -> str:
     """What the passes are made of: our modules that take part, byte for byte, and the libraries' versions."""
     parent = Path(__file__).parent.parent
-    files = sorted(file for folder in CODE_FOLDERS for file in (parent / folder).glob("*.py"))
+    files = sorted(file for pattern in CODE for file in parent.glob(pattern))
     return fingerprint_json(
         [[file.name, fingerprint_file(file)] for file in files] + [[name, version(name)] for name in LIBRARIES]
     )

@@ -158,3 +158,44 @@ def _findings(whole: Sequence[Mapping[str, Any]]) -> Any:
         nearly_repeats=np.array([row.get("nearly_repeats", NONE) for row in whole], dtype=np.int64),
         fault=np.array([code_of(row["fault"]) if row.get("fault") else 0 for row in whole], dtype=np.int8),
     )
+
+
+@pytest.fixture
+def prepare_file(tmp_path: Path) -> Callable[..., Any]:
+    """`prepare_file(file, tokenizer, split=None, held_out=None, contract=None, test_file=None, **data_params)`: a Prepared."""
+    from components.data.source_files import SourceFile
+    from components.data_contract.overlap import OverlapIndex
+    from components.data_params import DataContractParams, DataParams
+    from components.data_preparation.prepare import Source, prepare
+
+    def prepare_one(
+        file: Path,
+        tokenizer: Any,
+        *,
+        split: str | None = None,
+        held_out: Any = None,
+        contract: Any = None,
+        test_file: Path | None = None,
+        work: Path | None = None,
+        **data: Any,
+    ) -> Any:
+        params = DataParams(**({"validation_fraction": 0.2, "test_fraction": 0.2} | data))
+        sources = [Source(SourceFile(file.name, file, None, None, params.max_examples, file.name), split)]
+        if test_file is not None:
+            sources.append(Source(SourceFile(test_file.name, test_file, None, None, None, test_file.name), "test"))
+        index = OverlapIndex([], []) if held_out is None else held_out
+        return prepare(sources, tokenizer, params, contract or DataContractParams(), index, work or tmp_path / "work")
+
+    return prepare_one
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """`write_lines(rows, name="a.jsonl")`: a file of JSON lines; a row that is a text already stands as it is."""
+
+    def write(rows: Sequence[Any], name: str = "a.jsonl") -> Path:
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        return tmp_path / name
+
+    return write

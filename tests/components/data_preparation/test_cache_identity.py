@@ -12,11 +12,8 @@ import pytest
 from components import models
 from components.artifacts import fingerprint_file, write_json
 from components.data.tokenized import read_training_rows
-from components.data_contract.overlap import OverlapIndex
-from components.data_preparation.prepare import PreparedData, always, prepare_files
-from components.data_preparation.publish import write_prepared
+from components.data_preparation.publish import write_splits
 from components.errors import ArtifactError, CacheMismatchError, ModelError
-from components.data_params import DataParams
 from components.params import TeacherCacheParams
 from components.teacher_cache import identity
 from components.teacher_cache.format import CacheIdentity, check_identity
@@ -28,15 +25,21 @@ MESSAGES = [
 
 
 def identity_of(
-    folder: Path, tokenizer: Any, *, rows: int = 7, base: str = "b", max_length: int = 400, **cache: Any
+    prepare_file: Callable[..., Any],
+    folder: Path,
+    tokenizer: Any,
+    *,
+    rows: int = 7,
+    base: str = "b",
+    max_length: int = 400,
+    **cache: Any,
 ) -> CacheIdentity:
     """As `expected_identity` reads it from the artifacts of such a run."""
     folder.mkdir()
     lines = [json.dumps({"messages": conversation}) for conversation in MESSAGES[:rows]]
     (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    params = DataParams(max_length=max_length)
-    prepared = prepare_files(folder / "a.jsonl", tokenizer, params, always("train"), OverlapIndex([], []), PreparedData())
-    write_prepared(prepared, tokenizer, folder)
+    prepared = prepare_file(folder / "a.jsonl", tokenizer, split="train", work=folder / "work", max_length=max_length)
+    write_splits(prepared, tokenizer, folder)
     write_json(folder / "base_model.json", {"fingerprint": base})
     with patch.object(identity, "DATA", folder), patch.object(identity, "BASE_MODEL", folder):
         return identity.expected_identity(TeacherCacheParams(**cache))
@@ -52,19 +55,27 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_change_is_told_by_its_field_with_both_values(name: str, make_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+def test_each_change_is_told_by_its_field_with_both_values(
+    name: str, prepare_file: Callable[..., Any], make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
     changes, fields = CHANGES[name]
     tokenizer = make_tokenizer("byte_level", "plain")
-    refuse(identity_of(tmp_path / "a", tokenizer), identity_of(tmp_path / "b", tokenizer, **changes), fields)
+    refuse(
+        identity_of(prepare_file, tmp_path / "a", tokenizer),
+        identity_of(prepare_file, tmp_path / "b", tokenizer, **changes),
+        fields,
+    )
 
 
-def test_another_template_and_another_tokenizer_are_told_apart(make_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+def test_another_template_and_another_tokenizer_are_told_apart(
+    prepare_file: Callable[..., Any], make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
     plain, other = (copy.deepcopy(make_tokenizer("byte_level", "plain")) for _ in range(2))
-    first = identity_of(tmp_path / "a", plain)
+    first = identity_of(prepare_file, tmp_path / "a", plain)
     plain.chat_template = plain.chat_template.replace("capitalize", "upper")
-    refuse(first, identity_of(tmp_path / "b", plain), {"template_fingerprint", "data_fingerprint"})
+    refuse(first, identity_of(prepare_file, tmp_path / "b", plain), {"template_fingerprint", "data_fingerprint"})
     other.add_tokens(["assistant 0"])
-    refuse(first, identity_of(tmp_path / "c", other), {"tokenizer_fingerprint", "data_fingerprint"})
+    refuse(first, identity_of(prepare_file, tmp_path / "c", other), {"tokenizer_fingerprint", "data_fingerprint"})
 
 
 def refuse(made_for: CacheIdentity, needed: CacheIdentity, fields: set[str]) -> None:
@@ -78,10 +89,10 @@ def refuse(made_for: CacheIdentity, needed: CacheIdentity, fields: set[str]) -> 
 
 
 def test_rows_that_are_not_those_of_the_identity_beside_them_are_refused(
-    make_tokenizer: Callable[..., Any], tmp_path: Path
+    prepare_file: Callable[..., Any], make_tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     for name, rows in (("a", 7), ("b", 8)):
-        identity_of(tmp_path / name, make_tokenizer("byte_level", "plain"), rows=rows)
+        identity_of(prepare_file, tmp_path / name, make_tokenizer("byte_level", "plain"), rows=rows)
     assert len(read_training_rows(tmp_path / "a")) == 7
     (tmp_path / "a" / "train.arrow").write_bytes((tmp_path / "b" / "train.arrow").read_bytes())
     with pytest.raises(

@@ -42,7 +42,8 @@ def square(rows: pa.Table) -> pa.Table:
 
 
 def step(function: Callable[[pa.Table], pa.Table] = square, **changes: object) -> Pass:
-    return Pass("square", function, SQUARES, str(changes.get("settings", "s")), batch_size=int(str(changes.get("batch_size", 100))))
+    settings, batch_size = str(changes.get("settings", "s")), int(str(changes.get("batch_size", 100)))
+    return Pass("square", function, SQUARES, settings, batch_size=batch_size)
 
 
 def chunks_in(folder: Path, num_chunks: int) -> list[Chunk]:
