@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from components.data_contract.personal_data import find_personal_data
+from components.data_contract.secrets_in_text import find_secrets
 from components.data_preparation.card_sizes import RowSizes
 from components.data_preparation.drawn_rows import DrawnRows
 from components.data_preparation.findings import Findings, is_listed
@@ -19,6 +21,7 @@ MAX_TURNS = 8
 MAX_CHARACTERS = 600
 MAX_QUARANTINED = 3
 MAX_REASON = 200
+NOT_REPEATED = "its reason quotes what looks like a secret or personal data: it stands in quarantine.jsonl"
 
 
 def example_rows(rows: DrawnRows, found: Findings, sizes: RowSizes) -> list[dict[str, Any]]:
@@ -68,7 +71,7 @@ def _cut(text: str, longest: int) -> dict[str, Any]:
 def quarantine_samples(quarantined_by_kind: Mapping[str, int], file: Path) -> list[dict[str, Any]]:
     """Per kind, most frequent first, how many rows and the first of them with their reasons, from quarantine.jsonl.
 
-    The file is read no further than it takes; the rows' own text stays there.
+    The file is read no further than it takes; the rows' own text stays there, and so does a reason that quotes a private value.
     """
     wanted = {kind: min(count, MAX_QUARANTINED) for kind, count in quarantined_by_kind.items()}
     samples: dict[str, list[dict[str, str]]] = {kind: [] for kind in wanted}
@@ -79,13 +82,16 @@ def quarantine_samples(quarantined_by_kind: Mapping[str, int], file: Path) -> li
             assert line, f"{file} does not hold the {num_missing} rows that the counts speak of"
             told = json.loads(line)
             if len(samples[told["kind"]]) < wanted[told["kind"]]:
-                samples[told["kind"]].append({"row": told["row"], "reason": _shortened(told["reason"])})
+                samples[told["kind"]].append({"row": told["row"], "reason": _as_shown(told["reason"])})
                 num_missing -= 1
     ordered = sorted(quarantined_by_kind.items(), key=lambda item: (-item[1], item[0]))
     return [{"kind": kind, "count": count, "rows": samples[kind]} for kind, count in ordered]
 
 
-def _shortened(reason: str) -> str:
+def _as_shown(reason: str) -> str:
     """What UTF-8 cannot hold is spelled out: half of a surrogate pair is valid JSON, but no text."""
+    secrets = find_secrets(reason)
+    if secrets or find_personal_data(reason, secrets):
+        return NOT_REPEATED
     cut = reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + " …"
     return cut.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -24,7 +24,7 @@ def histogram_panels(
 
 def bin_rows(edges: Sequence[int], counts: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     """The same as a table: a line for every bin that holds a row."""
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"name": bin_name(edges, place), "counts": {name: of_part[place] for name, of_part in counts.items()}}
         for place in range(len(edges) - 1)
     ]

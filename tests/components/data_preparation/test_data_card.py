@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from components.data.faults import FaultKind
-from components.data_preparation.card_samples import MAX_CHARACTERS, MAX_REASON, MAX_TURNS, quarantine_samples
+from components.data_preparation.card_samples import MAX_CHARACTERS, MAX_REASON, MAX_TURNS, NOT_REPEATED, quarantine_samples
 from components.data_preparation.card_sizes import MAX_BINS, bin_width
 from components.data_preparation.data_card import write_data_card
 from components.data_preparation.publish import count_rows, write_quarantine
@@ -178,6 +178,14 @@ def test_the_first_rejected_rows_of_each_kind_are_named_with_their_reason(make_p
     assert [row["row"] for row in wrong["rows"]] == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4"]
     assert all(row["reason"].startswith("reason ") and len(row["reason"]) == MAX_REASON + 2 for row in wrong["rows"])
     assert twice["rows"] == [{"row": "a.jsonl:7", "reason": "repeats a.jsonl:1"}]
+
+
+def test_a_reason_that_quotes_a_private_value_is_not_repeated(make_prepared: Make, tmp_path: Path) -> None:
+    reason = "the role 'jane.roe@corp-mail.org' is not known" + " " * MAX_REASON
+    rows = [{}, {"fault": FaultKind.UNKNOWN_ROLE, "reason": reason}, {"fault": FaultKind.UNKNOWN_ROLE, "reason": "the role 'x'"}]
+    (kind,) = card_of(make_prepared(rows), tmp_path)["quarantine"]
+    assert [row["reason"] for row in kind["rows"]] == [NOT_REPEATED, "the role 'x'"]
+    assert "jane" not in (tmp_path / "data_card.json").read_text(encoding="utf-8")
 
 
 def test_a_reason_that_is_no_text_can_still_be_written(tmp_path: Path) -> None:
