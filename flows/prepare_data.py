@@ -41,7 +41,7 @@ def prepare_data(*, data: DataParams, data_contract: DataContractParams, world: 
         write_splits(prepared, tokenizer, staging)
         counts = count_rows(prepared)
         write_json(staging / "counts.json", counts)
-        write_data_card(prepared, tokenizer, template, counts, staging)
+        write_data_card(prepared, tokenizer, template, counts, staging, max_length=data.max_length)
     return {"rows_in": counts["rows_in"], "used": counts["rows_used"], "quarantined": counts["rows_quarantined"]}
 
 
