@@ -100,9 +100,10 @@ def test_findings_of_one_row_are_bounded() -> None:
 
 def test_the_same_rows_give_the_same_bytes_in_another_process() -> None:
     program = (
-        "import json, pyarrow as pa, hashlib; from components.data_contract.inspection import inspect_table;"
-        "turns = json.dumps([['user', 'L’été à la plage \\u200bx 今天天气很好'], ['assistant', 'Größe a@posteo.net \\ufffd\\x00']]);"
-        "print(hashlib.sha256(repr(inspect_table(pa.table({'conversation': [turns], 'schema': ['x']})).to_pylist()).encode()).hexdigest())"
+        "import json, pyarrow as pa; from hashlib import sha256; from components.data_contract.inspection import inspect_table;"
+        "turns = json.dumps([['user', 'L’été à la plage \\u200bx 今天天气很好'], "
+        "['assistant', 'Größe a@posteo.net \\ufffd\\x00']]); table = pa.table({'conversation': [turns], 'schema': ['x']});"
+        "print(sha256(repr(inspect_table(table).to_pylist()).encode()).hexdigest())"
     )
     root = Path(__file__).resolve().parents[3]
     printed = {

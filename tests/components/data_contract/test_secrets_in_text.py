@@ -15,10 +15,9 @@ LETTERS = string.ascii_letters + string.digits
 
 
 def draw(num: int, seed: int = 0, alphabet: str = LETTERS) -> str:
-    return (
-        "aB3"[: num if alphabet == LETTERS else 0]
-        + "".join(random.Random(seed).choices(alphabet, k=num))[: num - 3 if alphabet == LETTERS else num]
-    )
+    """Drawn characters; of letters and digits the first three are one of each kind."""
+    drawn = "".join(random.Random(seed).choices(alphabet, k=num))
+    return f"aB3{drawn[3:]}" if alphabet == LETTERS else drawn
 
 
 UPPER, HEX = string.ascii_uppercase + string.digits, "0123456789abcdef"
