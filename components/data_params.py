@@ -30,7 +30,7 @@ class DataParams(Section):
     source: Literal["embedded", "files"] = "embedded"
     path: str = "inputs/data"
     hub: tuple[HubDataParams, ...] = ()
-    sources: dict[str, SourceParams] = {}
+    sources: dict[str, SourceParams] = Field(default_factory=dict)
     test_path: str = "inputs/test"
     """In-domain test set of your own. While nothing lies there, the test split is drawn from the rows (`test_fraction`)."""
     ood_path: str = "inputs/ood"

@@ -2,8 +2,8 @@
 
     python -m flows.compare
 
-Takes every evaluation, curve and probe of the grid. Leaves artifacts/report/: report.html and tokens.html, metrics.json and
-tables for DVC, comparison.json, candidate.json.
+Takes every evaluation, curve and probe of the grid, and the data card. Leaves artifacts/report/: report.html and tokens.html,
+metrics.json and tables for DVC, comparison.json, candidate.json.
 """
 
 from typing import Any
@@ -31,8 +31,9 @@ def compare(
     probes = {name: read_json(PROBES / f"{name}.json", made_by="post_train") for name in models}
     compared = compare_models(evaluations, comparison, registration.candidate)
     context = describe_run({name: objective[name] for name in presets}, read_json(DATA / "counts.json", made_by="prepare_data"))
+    data_card = read_json(DATA / "data_card.json", made_by="prepare_data")
     with publish_folder(REPORT) as staging:
-        write_report(staging, compared, curves, context, probes)
+        write_report(staging, compared, curves, context, probes, data_card)
         write_json(staging / "comparison.json", compared)
         write_json(staging / "candidate.json", compared["candidate"])
     return {"candidate": compared["candidate"]["model"], "models": len(models), "report": "artifacts/report/report.html"}

@@ -10,7 +10,8 @@ to tell uncertainty from. Leaves artifacts/evaluations/<model>.json with results
 from typing import Any
 
 from components.artifacts import EVALUATIONS, MODELS, read_json, write_json
-from components.params import ComputeParams, DataParams, EvaluationParams, TokenScoresParams
+from components.data_params import DataParams
+from components.params import ComputeParams, EvaluationParams, TokenScoresParams
 from flows.stage_runner import main
 
 

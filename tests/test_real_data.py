@@ -20,7 +20,8 @@ from components.evaluation.evaluate import evaluate_sets
 from components.evaluation.held_out_sets import name_ood_files
 from components.evaluation.tasks import read_ood_set
 from components.models import load_model, load_tokenizer
-from components.params import DataParams, EvaluationParams
+from components.data_params import DataParams
+from components.params import EvaluationParams
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 PARAMS = DataParams(source="files", chat_template="plain", max_length=512)

@@ -148,19 +148,23 @@ class EmbeddedWorld:
 def draw_splits(world: EmbeddedWorld) -> dict[str, list[Example]]:
     """Train, validation and test examples of the new tasks, a third in each schema.
 
-    No prompt occurs in two splits, and no question of an OOD set occurs in any of them.
+    No prompt occurs twice; no question, not even as one turn of several, in two splits; and none of an OOD set in any.
     """
     params = world.params
     rng = random.Random(f"new-{params.seed}")
     sizes = {"train": params.num_train_examples, "validation": params.num_validation_examples, "test": params.num_test_examples}
     held_out = {example.prompt_key for items in draw_ood_sets(world).values() for example in items}
-    seen: set[str] = set()
-    return {split: _draw_unseen(world, size, rng, seen, held_out) for split, size in sizes.items()}
+    splits: dict[str, list[Example]] = {}
+    for split, size in sizes.items():
+        splits[split] = _draw_unseen(world, size, rng, held_out)
+        held_out |= {turn.question for example in splits[split] for turn in example.turns}
+    return splits
 
 
-def _draw_unseen(world: EmbeddedWorld, size: int, rng: random.Random, seen: set[str], held_out: set[str]) -> list[Example]:
-    """`size` examples whose prompts are not in `seen` (which grows by them) and ask no held-out question."""
+def _draw_unseen(world: EmbeddedWorld, size: int, rng: random.Random, held_out: set[str]) -> list[Example]:
+    """`size` examples of different prompts that ask no held-out question."""
     examples: list[Example] = []
+    seen: set[str] = set()
     while len(examples) < size:
         for _ in range(1000):
             example = world.new_example(SCHEMAS[len(examples) % len(SCHEMAS)], rng)

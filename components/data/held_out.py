@@ -18,14 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.data.conversations import Conversation
+from components.data.embedded_files import LAWS_SUFFIX
 from components.data.faults import BadRowError
-from components.data.json_rows import kind_of, read_rows, read_utf8, text_of
-from components.data.sources import LAWS_SUFFIX, Conversation, parse_row
+from components.data.json_rows import read_rows, read_utf8
+from components.data.schemas import parse_row
+from components.data.strict_json import kind_of, text_of
 from components.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".txt")
 MIN_WORDS = 4
 """A held-out text with fewer words (a bare answer) says nothing when a training turn equals it."""
+MEND = "Mend the row or remove it"
 Row = dict[str, Any]
 
 
@@ -53,8 +57,8 @@ def read_json_rows(file: Path) -> list[tuple[int, Row]]:
     rows = list(read_rows(file, list_key="examples"))
     for place, row in rows:
         if not isinstance(row, dict):
-            fault = row if isinstance(row, BadRowError) else f"a held-out item must be a JSON object, found {kind_of(row)}"
-            raise DataError(f"{file}:{place}: {fault}. Mend the row or remove it")
+            wrong = f"a held-out item must be a JSON object, found {kind_of(row)}. {MEND}"
+            raise DataError(f"{file}:{place}: {row if isinstance(row, BadRowError) else wrong}")
     return rows
 
 
@@ -68,7 +72,7 @@ def read_ood_items(file: Path) -> list[Question | Conversation]:
         try:
             items.append(Question(row_id, *parse(row)) if parse else Conversation(row_id, file.name, *parse_row(row)))
         except BadRowError as fault:
-            raise DataError(f"{file}:{place}: {fault}. Mend the row or remove it") from None
+            raise DataError(f"{file}:{place}: {fault}") from None
     return items
 
 
@@ -124,7 +128,7 @@ _FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
 
 def _sentence(row: Row, key: str) -> str:
     if not text_of(row, key).strip():
-        raise BadRowError(f"{key} is empty")
+        raise BadRowError(f"{key} is empty. {MEND}")
     return text_of(row, key)
 
 
@@ -139,12 +143,12 @@ def _spaced(row: Row, key: str) -> str:
 def _options(row: Row, key: str) -> list[Any]:
     options = row.get(key)
     if not isinstance(options, list) or len(options) < 2:
-        raise BadRowError(f"{key} must be a list of at least two, found {kind_of(options)}")
+        raise BadRowError(f"{key} must be a list of at least two, found {kind_of(options)}. {MEND}")
     return options
 
 
 def _gold(row: Row, num_options: int) -> int:
     gold = row.get("gold")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < num_options:
-        raise BadRowError(f"gold must be a number from 0 to {num_options - 1}, found {gold!r:.40}")
+        raise BadRowError(f"gold must be a number from 0 to {num_options - 1}, found {gold!r:.40}. {MEND}")
     return gold

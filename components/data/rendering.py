@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from jinja2.exceptions import TemplateError
 
 from components.artifacts import ROOT, fingerprint_json, fingerprint_row
+from components.data.conversations import Message
 from components.data.json_rows import read_utf8
-from components.data.sources import Message
 from components.errors import DataError, ModelError
 
 if TYPE_CHECKING:

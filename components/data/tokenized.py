@@ -5,19 +5,22 @@ only: the true law of each target token).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
-from components.artifacts import fingerprint_json, read_json
+from components.artifacts import read_json
 from components.errors import ArtifactError
 
 SPLITS = ("train", "validation", "test")
+BATCH_ROWS = 1024
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -65,8 +68,36 @@ class FlatRows:
 
 def write_rows(path: Path, rows: Sequence[TokenizedRow]) -> None:
     columns = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in _SCHEMA]
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        writer.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), max_chunksize=1024)
+    with RowWriter(path) as writer:
+        writer.write(pa.Table.from_arrays(columns, schema=_SCHEMA))
+
+
+class RowWriter:
+    """Writes tables of rows as they come; a batch ends every 1,024 rows, wherever a table ends: equal rows, equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, _SCHEMA)
+        self._waiting = _SCHEMA.empty_table()
+
+    def write(self, table: pa.Table) -> None:
+        """The columns of prepared rows, in any order; they are not kept longer than it takes to fill a batch."""
+        table = pa.concat_tables([self._waiting, table.select(_SCHEMA.names).cast(_SCHEMA)])
+        num_whole = len(table) - len(table) % BATCH_ROWS
+        self._write(table.slice(0, num_whole))
+        self._waiting = table.slice(num_whole)
+
+    def _write(self, table: pa.Table) -> None:
+        for start in range(0, len(table), BATCH_ROWS):
+            self._writer.write_table(table.slice(start, BATCH_ROWS).combine_chunks())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write(self._waiting)
+        self._writer.close()
+        self._file.close()
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
@@ -89,10 +120,23 @@ class TokenizedRows(Sequence[TokenizedRow]):
             raise IndexError(index)
         return TokenizedRow(**self._table.slice(index % len(self), 1).to_pylist()[0])
 
+    def __iter__(self) -> Iterator[TokenizedRow]:
+        """In order, a batch at a time: several times faster than by index."""
+        for batch in self._table.to_batches(max_chunksize=BATCH_ROWS):
+            yield from (TokenizedRow(**row) for row in batch.to_pylist())
+
     @property
     def longest(self) -> int:
         """Tokens of the longest row; 0 where there is none."""
-        return max(pc.list_value_length(self._table.column("input_ids")).to_pylist(), default=0)
+        return pc.max(pc.list_value_length(self._table.column("input_ids"))).as_py() or 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows' own fingerprints, in order."""
+        digest = xxhash.xxh3_128()
+        for batch in self._table.select(["fingerprint"]).to_batches(max_chunksize=BATCH_ROWS):
+            digest.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
+        return digest.hexdigest()
 
     def flat(self) -> FlatRows:
         """Every row at once as arrays, in milliseconds (reading row by row takes a minute per million tokens)."""
@@ -116,7 +160,7 @@ def read_training_rows(folder: Path) -> TokenizedRows:
     """The training rows, refused unless they are those that identity.json beside them speaks of."""
     rows = read_split(folder, "train")
     said = read_json(folder / "identity.json", made_by="prepare_data")["train_fingerprint"]
-    found = fingerprint_json(rows.flat().fingerprints)
+    found = rows.fingerprint
     if found != said:
         raise ArtifactError(
             f"{folder / 'train.arrow'} has the data fingerprint {found}, identity.json beside it says {said}. "

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +152,12 @@ class OverlapIndex:
     def __len__(self) -> int:
         """How many n-grams and whole short texts are held, each once per id."""
         return len(self._hashes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that decides what is found."""
+        names = "\n".join(self._ids).encode("utf-8", "surrogatepass")
+        return fingerprint_bytes(str(self.n).encode(), names, self._hashes.tobytes(), self._owners.tobytes())
 
     def find(self, text: str) -> list[str]:
         """Ids of the held-out items that share an n-gram with a text, or are the same short text; in the order given."""

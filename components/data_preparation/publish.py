@@ -1,74 +1,205 @@
-"""Leaving prepared data behind: the gate with its documents, the splits, the identity that later stages check."""
+"""Leaving prepared data behind: the splits, the quarantine, the identity that later stages check.
+
+Everything is written as it is read, some thousand rows at a time.
+"""
 
 import json
-import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import write_json, write_text
-from components.data.held_out import list_ood_files, ood_texts, read_ood_items
+import numpy as np
+import pyarrow as pa
+
+from components.artifacts import write_json
+from components.data.embedded_files import read_laws
+from components.data.faults import FaultKind
 from components.data.rendering import template_fingerprint, tokenizer_fingerprint
-from components.data.tokenized import write_rows
-from components.data_contract.overlap import OverlapIndex
-from components.data_contract.validation import validate_rows, write_data_docs
-from components.data_preparation.prepare import PreparedData, train_fingerprint
+from components.data.source_files import SourceFile
+from components.data.tokenized import SPLITS, RowWriter, TokenizedRows
+from components.data_contract.personal_data import find_personal_data
+from components.data_contract.quarantine import quarantine_line, reason_of_findings
+from components.data_contract.secrets_in_text import find_secrets
+from components.data_preparation.findings import kind_of_code
+from components.data_preparation.frames import row_ids, targets_of_rows
+from components.data_preparation.prepare import Prepared
 from components.errors import DataError
-from components.params import DataParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-def ood_index(path: Path) -> OverlapIndex:
-    """Index of all held-out texts, so that no training row repeats one; a set that cannot be scored later is refused here."""
-    files = list_ood_files(path)
-    for file in files:
-        if file.suffix != ".txt":
-            read_ood_items(file)
-    pairs = [(f"{file.name}:{index}", text) for file in files for index, text in enumerate(ood_texts(file), start=1)]
-    return OverlapIndex([name for name, _ in pairs], [text for _, text in pairs])
-
-
-def check(prepared: PreparedData, params: DataParams, folder: Path, *, failures: Path) -> None:
-    """Validate all rows; documents go to `folder`, and when the gate fails also to `failures`, with the quarantine."""
-    report = validate_rows(
-        prepared.summaries, num_rows_in=prepared.num_rows_in, num_rejected=len(prepared.rejections), limits=params
-    )
-    write_data_docs(report, folder / "data_docs")
-    write_json(folder / "validation.json", report.to_json())
-    write_text(folder / "quarantine.jsonl", quarantine_text(prepared))
-    if report.success:
-        return
-    shutil.rmtree(failures, ignore_errors=True)
-    failures.mkdir(parents=True)
-    shutil.copytree(folder / "data_docs", failures / "data_docs")
-    shutil.copy2(folder / "quarantine.jsonl", failures / "quarantine.jsonl")
-    try:
-        report.raise_if_failed()
-    except DataError as error:
-        rows = "".join(f"\n  {rejection.row_id}: {rejection.reason}" for rejection in prepared.rejections[:10])
-        rejected = f"\nrejected rows:{rows}" if rows else ""
-        raise DataError(
-            f"{error}{rejected}\nAll findings: {failures}/data_docs/index.html, every rejected row: quarantine.jsonl"
-        ) from None
+_ROW_COLUMNS = [
+    "parsed.place",
+    "parsed.part",
+    "parsed.schema",
+    "tokenised.fingerprint",
+    "tokenised.input_ids",
+    "tokenised.is_target",
+]
+_FAULT_COLUMNS = [
+    "parsed.place",
+    "parsed.part",
+    "parsed.conversation",
+    "parsed.fault",
+    "parsed.raw",
+    "parsed.raw_bytes",
+    "tokenised.fault",
+    "inspected.encoding_faults",
+    "inspected.secrets",
+    "inspected.personal_data",
+    "inspected.language",
+    "overlapped.ood_overlaps",
+    "overlapped.test_overlaps",
+]
 
 
-def quarantine_text(prepared: PreparedData) -> str:
-    lines = [
-        json.dumps({"row": r.row_id, "source": r.source, "reason": r.reason}, ensure_ascii=False) for r in prepared.rejections
-    ]
-    return "".join(line + "\n" for line in lines)
-
-
-def write_prepared(prepared: PreparedData, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dict[str, Any]:
-    """Splits, tokenizer and identity. The identity names only what training sees, so new held-out sets retrain nothing."""
-    for split, rows in prepared.splits.items():
-        write_rows(folder / f"{split}.arrow", rows)
+def write_splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """train, validation and test as Arrow, the tokenizer with its template, and identity.json, which names only what training
+    sees: so new held-out sets retrain nothing."""
+    rows, found = prepared.rows, prepared.found
+    with ExitStack() as stack:
+        writers = [stack.enter_context(RowWriter(folder / f"{split}.arrow")) for split in SPLITS]
+        for start, source, table in rows.tables(_ROW_COLUMNS):
+            block = slice(start, start + table.num_rows)
+            whole = _as_written(rows.sources[source], table, tokenizer)
+            for code, writer in enumerate(writers):
+                writer.write(whole.filter(pa.array(found.is_used[block] & (found.split[block] == code))))
     tokenizer.save_pretrained(folder / "tokenizer")
     identity = {
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "template_fingerprint": template_fingerprint(tokenizer),
-        "train_fingerprint": train_fingerprint(prepared.splits["train"]),
+        "train_fingerprint": TokenizedRows(folder / "train.arrow").fingerprint,
     }
     write_json(folder / "identity.json", identity)
-    return prepared.counts()
+
+
+def _as_written(source: SourceFile, table: pa.Table, tokenizer: "PreTrainedTokenizerBase") -> pa.Table:
+    laws = _laws_as_json(source.path, table, tokenizer)
+    columns = {
+        "row_id": pa.array(row_ids(source.name, table)),
+        "source": pa.array([source.name] * table.num_rows),
+        "schema": table.column("parsed.schema"),
+        "fingerprint": table.column("tokenised.fingerprint"),
+        "input_ids": table.column("tokenised.input_ids"),
+        "is_target": table.column("tokenised.is_target"),
+        "laws": pa.array(laws, type=pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _laws_as_json(file: Path, table: pa.Table, tokenizer: "PreTrainedTokenizerBase") -> list[str | None]:
+    """The true law of each target token, by token id, of the embedded world; the laws of exchanges that were cut off are left
+    out. None for real data."""
+    laws = read_laws(file)
+    if laws is None:
+        return [None] * table.num_rows
+    counts = targets_of_rows(table.column("tokenised.is_target"))
+    kept = [laws[place - 1][:count] for place, count in zip(table.column("parsed.place").to_pylist(), counts, strict=True)]
+    as_ids = tokenizer.convert_tokens_to_ids
+    return [json.dumps([{str(as_ids(word)): share for word, share in law.items()} for law in row]) for row in kept]
+
+
+def write_quarantine(prepared: Prepared, file: Path) -> None:
+    """A line for every row that was drawn and is not used."""
+    with file.open("w", encoding="utf-8") as out:
+        for line in quarantine_lines(prepared):
+            out.write(line + "\n")
+
+
+def quarantine_lines(prepared: Prepared) -> Iterator[str]:
+    rows, found = prepared.rows, prepared.found
+    for start, source, table in rows.tables(_FAULT_COLUMNS):
+        wrong = np.flatnonzero(found.fault[start : start + table.num_rows])
+        names = row_ids(rows.sources[source].name, table) if len(wrong) else []
+        for position in wrong:
+            row = {name: values[0] for name, values in table.slice(int(position), 1).to_pydict().items()}
+            number = start + int(position)
+            kind = kind_of_code(int(found.fault[number]))
+            assert kind is not None
+            yield quarantine_line(
+                row_id=names[position],
+                source=rows.sources[source].name,
+                place=row["parsed.place"],
+                kind=kind,
+                reason=_reason(kind, row, number, prepared),
+                raw=_own_text(row),
+                raw_bytes=row["parsed.raw_bytes"],
+            )
+
+
+def _own_text(row: dict[str, Any]) -> str | None:
+    """What the row says, unless it holds a secret or personal data: those are not written a second time."""
+    if row["parsed.conversation"] is not None:
+        is_private = any(row[f"inspected.{name}"] != "[]" for name in ("secrets", "personal_data"))
+        return None if is_private else row["parsed.conversation"]
+    raw: str = row["parsed.raw"]
+    return None if find_personal_data(raw, secrets := find_secrets(raw)) or secrets else raw
+
+
+def _reason(kind: FaultKind, row: dict[str, Any], number: int, prepared: Prepared) -> str:
+    repeated, nearly = (int(one[number]) for one in (prepared.found.repeats, prepared.found.nearly_repeats))
+    told = {
+        FaultKind.DUPLICATE: lambda: f"repeats {prepared.rows.row_id(repeated)}",
+        FaultKind.NEAR_DUPLICATE: lambda: f"nearly repeats {prepared.rows.row_id(nearly)}",
+        FaultKind.OOD_OVERLAP: lambda: f"shares text with held-out items: {row['overlapped.ood_overlaps']}",
+        FaultKind.TEST_OVERLAP: lambda: f"shares text with in-domain test rows: {row['overlapped.test_overlaps']}",
+        FaultKind.ENCODING: lambda: reason_of_findings(kind, json.loads(row["inspected.encoding_faults"])),
+        FaultKind.SECRET: lambda: reason_of_findings(kind, json.loads(row["inspected.secrets"])),
+        FaultKind.PERSONAL_DATA: lambda: reason_of_findings(kind, json.loads(row["inspected.personal_data"])),
+        FaultKind.LANGUAGE: lambda: f"written in {row['inspected.language']!r}, which is not among data_contract.languages",
+    }
+    return told[kind]() if kind in told else str(row["parsed.fault"] or row["tokenised.fault"])
+
+
+def count_rows(prepared: Prepared) -> dict[str, Any]:
+    """counts.json: every row read is counted exactly once as used, quarantined or not drawn."""
+    rows, found = prepared.rows, prepared.found
+    used = {split: int((found.is_used & (found.split == code)).sum()) for code, split in enumerate(SPLITS)}
+    kinds = Counter(str(kind_of_code(int(code))) for code in found.fault[found.fault != 0])
+    num_in, num_read = len(rows), sum(prepared.num_read)
+    assert num_in == sum(used.values()) + sum(kinds.values()) <= num_read, "a row was lost"
+    schemas, targets, num_cut = Counter[str](), dict.fromkeys(SPLITS, 0), 0
+    for start, _, table in rows.tables(["parsed.schema", "tokenised.is_target", "tokenised.num_turns_cut"]):
+        block = slice(start, start + table.num_rows)
+        is_used, counts = found.is_used[block], targets_of_rows(table.column("tokenised.is_target"))
+        schemas.update(np.asarray(table.column("parsed.schema").fill_null("").to_pylist(), dtype=object)[is_used])
+        num_cut += int((table.column("tokenised.num_turns_cut").fill_null(0).to_numpy()[is_used] > 0).sum())
+        for code, split in enumerate(SPLITS):
+            targets[split] += int(counts[is_used & (found.split[block] == code)].sum())
+    return {
+        "rows_read": num_read,
+        "rows_not_drawn": num_read - num_in,
+        "rows_in": num_in,
+        "rows_used": used,
+        "rows_quarantined": sum(kinds.values()),
+        "quarantined_by_kind": dict(sorted(kinds.items())),
+        "rows_cut": num_cut,
+        "target_tokens": targets,
+        "schemas": dict(sorted(schemas.items())),
+    }
+
+
+def require_rows(prepared: Prepared) -> None:
+    """Every split must have something in it; the message says what became of the rows."""
+    found = prepared.found
+    for code, split in enumerate(SPLITS):
+        if not (found.is_used & (found.split == code)).any():
+            told = "; ".join(_first_of_each_kind(prepared)) or "no row was rejected"
+            raise DataError(
+                f"the {split} split is empty: {len(prepared.rows)} rows in, "
+                f"{int((found.fault != 0).sum())} quarantined ({told}). "
+                "Add data, or raise data.max_length, data.validation_fraction or data.test_fraction in params.yaml"
+            )
+
+
+def _first_of_each_kind(prepared: Prepared) -> Iterator[str]:
+    seen = Counter(int(code) for code in prepared.found.fault if code)
+    wanted = {str(kind_of_code(code)): count for code, count in seen.most_common(2)}
+    for line in quarantine_lines(prepared):
+        told = json.loads(line)
+        if count := wanted.pop(told["kind"], None):
+            yield f"{count} x {told['kind']}, first {told['row']}: {told['reason']}"
+        if not wanted:
+            return

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from components.artifacts import DATA, ROOT
 from components.data.held_out import list_ood_files
 from components.data.tokenized import read_split
+from components.data_params import DataParams
 from components.evaluation.comparison import OOD_PREFIX
 from components.evaluation.items import EvaluationItem, item_of_row
 from components.evaluation.tasks import read_ood_set
 from components.models import load_reference_model
-from components.params import DataParams, TokenScoresParams
+from components.params import TokenScoresParams
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,8 @@
 """The report of a comparison: one HTML page that needs nothing but itself, the Pareto picture, and tables for DVC.
 
 Equal input gives equal bytes. The page's skeleton is report.html.jinja; its words come from report_verdict.py, its tables from
-report_tables.py, its figures from report_figures.py, what the masks did from report_curriculum.py.
+report_tables.py, its figures from report_figures.py, what the masks did from report_curriculum.py, what is told of the data from
+report_data_card.py.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from components.artifacts import write_csv, write_json, write_text
 from components.evaluation.page import render_page
 from components.evaluation.probes import NO_PROBES, Probes
 from components.evaluation.report_curriculum import curriculum
+from components.evaluation.report_data_card import data_section
 from components.evaluation.report_figures import (
     Curves,
     curve_panels,
@@ -56,10 +58,11 @@ def write_report(
     curves: dict[str, list[dict[str, float]]],
     context: ReportContext,
     probes: Probes = NO_PROBES,
+    data_card: dict[str, Any] | None = None,
 ) -> None:
     """Leave report.html, tokens.html, pareto.png, metrics.json, methods.csv and curves.csv in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.html", render_html(comparison, curves, context, probes))
+    write_text(folder / "report.html", render_html(comparison, curves, context, probes, data_card))
     write_text(folder / "tokens.html", render_token_page(comparison, probes))
     (folder / "pareto.png").write_bytes(pareto_png(pareto_points(comparison)))
     write_json(folder / "metrics.json", mean_metrics(comparison))
@@ -67,7 +70,13 @@ def write_report(
     write_csv(folder / "curves.csv", curve_rows(comparison, curves))
 
 
-def render_html(comparison: dict[str, Any], curves: Curves, context: ReportContext, probes: Probes = NO_PROBES) -> str:
+def render_html(
+    comparison: dict[str, Any],
+    curves: Curves,
+    context: ReportContext,
+    probes: Probes = NO_PROBES,
+    data_card: dict[str, Any] | None = None,
+) -> str:
     points = pareto_points(comparison)
     candidate = comparison["candidate"]["preset"]
     return render_page(
@@ -92,4 +101,5 @@ def render_html(comparison: dict[str, Any], curves: Curves, context: ReportConte
         uncertainty_against=comparison["uncertainty_against"],
         risk_panels=risk_panels(comparison),
         curriculum=curriculum(comparison, probes),
+        data=data_section(data_card),
     )

@@ -88,8 +88,7 @@ def plan_capture(
 def distinct_rows(rows: Sequence[TrainingRow], positions: str) -> dict[str, PlannedRow]:
     """Each row once by its fingerprint, in the order of the data."""
     found: dict[str, PlannedRow] = {}
-    for place in range(len(rows)):
-        row = rows[place]
+    for place, row in enumerate(rows):
         if row.fingerprint not in found:
             found[row.fingerprint] = PlannedRow(place, row.fingerprint, len(row.input_ids), count_kept(row, positions))
     return found

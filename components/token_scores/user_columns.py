@@ -16,7 +16,8 @@ from torch import Tensor
 
 from components.artifacts import fingerprint_file, fingerprint_json
 from components.data.faults import BadRowError
-from components.data.json_rows import kind_of, read_rows
+from components.data.json_rows import read_rows
+from components.data.strict_json import kind_of
 from components.data.training_rows import TrainingRow, count_targets
 from components.errors import DataError
 

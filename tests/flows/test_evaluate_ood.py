@@ -11,7 +11,8 @@ from components import models
 from components.data.tokenized import TokenizedRow, write_rows
 from components.errors import ModelError
 from components.evaluation import held_out_sets
-from components.params import ComputeParams, DataParams, EvaluationParams, TokenScoresParams
+from components.data_params import DataParams
+from components.params import ComputeParams, EvaluationParams, TokenScoresParams
 from flows import evaluate_ood as stage
 from tests.conftest import VOCABULARY, build_model, build_rows
 

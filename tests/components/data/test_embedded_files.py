@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import fingerprint_file
-from components.data.embedded_files import FILE_NAMES, messages_of, read_laws, write_examples
+from components.data.embedded_files import FILE_NAMES, LAWS_SUFFIX, messages_of, read_laws, write_examples
 from components.data.embedded_splits import EMBEDDED_SPLITS, write_world
 from components.data.embedded_world import SCHEMAS, EmbeddedWorld
 from components.data.held_out import list_ood_files, read_ood_items
-from components.data.sources import Conversation, list_sources, read_source
+from components.data.json_rows import read_rows
+from components.data.schemas import parse_row
 from components.params import WorldParams
 
 SMALL = WorldParams(num_train_examples=30, num_validation_examples=6, num_test_examples=6, num_ood_items_per_task=5)
@@ -24,27 +25,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def data_files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if not file.name.endswith(LAWS_SUFFIX)]
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_what_is_written_in_a_schema_is_read_back_as_the_same_conversation(schema: str, tmp_path: Path) -> None:
     world, rng = EmbeddedWorld(SMALL), random.Random(1)
     examples = [world.new_example(schema, rng) for _ in range(20)]
     write_examples(tmp_path, examples)
-    [file] = list_sources(tmp_path)
-    found = [row for row in read_source(file) if isinstance(row, Conversation)]
-    assert [(row.schema, row.messages) for row in found] == [(schema, messages_of(example)) for example in examples]
+    [file] = data_files(tmp_path)
+    found = [parse_row(row) for _, row in read_rows(file)]
+    assert found == [(schema, messages_of(example)) for example in examples]
     assert read_laws(file) == [[law for turn in example.turns for law in turn.laws] for example in examples]
 
 
 def test_every_split_holds_every_schema_and_a_law_for_each_answered_word(folder: Path) -> None:
     for split in EMBEDDED_SPLITS:
-        files = list_sources(folder / "raw" / split)
+        files = data_files(folder / "raw" / split)
         assert {file.name for file in files} == {FILE_NAMES[schema] for schema in SCHEMAS}
         for file in files:
             laws = read_laws(file)
             assert laws is not None
-            for row, of_row in zip(read_source(file), laws, strict=True):
-                assert isinstance(row, Conversation)
-                answers = [message["content"] for message in row.messages if message["role"] == "assistant"]
+            for (_, row), of_row in zip(read_rows(file), laws, strict=True):
+                answers = [message["content"] for message in parse_row(row)[1] if message["role"] == "assistant"]
                 assert len(of_row) == sum(len(answer.split()) + 1 for answer in answers)
 
 

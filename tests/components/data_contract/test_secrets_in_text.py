@@ -105,8 +105,8 @@ def test_all_secrets_of_a_text_are_found_in_order_of_place() -> None:
 
 
 HOSTILE = [
-    *(anchor * (200_000 // max(len(anchor), 1)) for rule in RULES for anchor in rule.anchors),
-    *(anchor + "a" * 200_000 for rule in RULES for anchor in rule.anchors[:1]),
+    *(anchor * (60_000 // len(anchor)) for rule in RULES for anchor in rule.anchors),
+    *(anchor + "a" * 60_000 for rule in RULES for anchor in rule.anchors[:1]),
     "password=" * 30_000,
     "password:" + " " * 200_000,
     "api_key=" + "a1" * 100_000,
@@ -127,4 +127,4 @@ def test_hostile_text_takes_linear_time() -> None:
         start = time.process_time()
         for rule in RULES:
             rule.spans(text)
-        assert time.process_time() - start < 2.5, f"{text[:40]!r}: {time.process_time() - start:.1f} s for {len(text)} characters"
+        assert time.process_time() - start < 1.5, f"{text[:40]!r}: {time.process_time() - start:.1f} s for {len(text)} characters"

@@ -16,7 +16,8 @@ from components.data_contract.overlap import OverlapIndex
 from components.data_preparation.prepare import PreparedData, always, prepare_files
 from components.data_preparation.publish import write_prepared
 from components.errors import ArtifactError, CacheMismatchError, ModelError
-from components.params import DataParams, TeacherCacheParams
+from components.data_params import DataParams
+from components.params import TeacherCacheParams
 from components.teacher_cache import identity
 from components.teacher_cache.format import CacheIdentity, check_identity
 

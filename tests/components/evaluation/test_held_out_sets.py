@@ -11,7 +11,7 @@ from components.data.tokenized import TokenizedRow, write_rows
 from components.errors import DataError
 from components.evaluation import held_out_sets
 from components.evaluation.held_out_sets import ood_path, read_sets
-from components.params import DataParams
+from components.data_params import DataParams
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""Work on all cores: one function over many tasks, in processes that end with this one.
+
+The processes are forked, so the function (with its tokenizer, its index) is inherited and never pickled; tasks and results are.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+VARIABLE = "BALLAST_NUM_PROCESSES"
+"""Processes at most, where not every core is ours; what is made does not depend on it."""
+PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
+R = TypeVar("R")
+
+_inherited: Callable[[Any], Any] | None = None
+
+
+def count_processes() -> int:
+    """All cores that this process may use, or what BALLAST_NUM_PROCESSES says."""
+    said = os.environ.get(VARIABLE, "")
+    return max(1, int(said)) if said.isdigit() else len(os.sched_getaffinity(0))
+
+
+def map_on_cores(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    """Results in the order of the tasks; a single task, or a single core, needs no further process.
+
+    The first exception of a task is raised here, and tasks that nobody has begun are given up.
+    """
+    num_processes = min(count_processes(), len(tasks))
+    if num_processes <= 1:
+        yield from map(function, tasks)
+        return
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(num_processes, context, initializer=_begin, initargs=(function, os.getpid())) as pool:
+        try:
+            yield from pool.map(_call, tasks)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
+    global _inherited
+    _inherited = function
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _call(task: Any) -> Any:
+    assert _inherited is not None
+    return _inherited(task)
