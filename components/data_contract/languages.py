@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 SAME_LANGUAGE = {"wuu": "zh", "yue": "zh", "nn": "no", "pcm": "en", "zxx": "", "uzs": "uz"}
-MAX_CHARACTERS = 256
+MAX_CHARACTERS = 200
 """Of prose, half of it from any one turn; more is hardly surer and costs 0.3 microseconds a byte."""
 MIN_LETTERS = 24
 MIN_IDEOGRAPHS = 6
