@@ -90,7 +90,9 @@ def run_hashes(hashes: Hashes, width: int) -> Hashes:
     if not 0 < width <= len(hashes):
         return _NO_HASHES
     factors, salt = _factors(width)
-    runs: Hashes = np.lib.stride_tricks.sliding_window_view(hashes, width) @ factors + salt  # wraps modulo 2^64 on purpose
+    shape = (len(hashes) - width + 1, width)
+    windows: Hashes = np.ndarray(shape, np.uint64, buffer=np.ascontiguousarray(hashes), strides=(8, 8))  # views, no copies
+    runs: Hashes = windows @ factors + salt  # wraps modulo 2^64 on purpose
     return runs
 
 
