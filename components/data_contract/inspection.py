@@ -61,8 +61,8 @@ def find_overlaps(table: pa.Table, ood: OverlapIndex, test: OverlapIndex | None 
     for text in table["conversation"].to_pylist():
         hashes = [unit_hashes(content) for _, content in json.loads(text)] if text else []
         for name, index in zip(OVERLAPS.names, (ood, test), strict=True):
-            found = [item for turn in hashes for item in index.find_units(turn)] if index is not None else []
-            columns[name].append(json.dumps(list(dict.fromkeys(found))[:MAX_NAMES], ensure_ascii=False))
+            found = index.find_in_turns(hashes) if index is not None else []
+            columns[name].append(json.dumps(found[:MAX_NAMES], ensure_ascii=False))
     return pa.table(columns, schema=OVERLAPS)
 
 

@@ -15,18 +15,19 @@ from functools import cache
 from typing import Any
 
 SAME_LANGUAGE = {"wuu": "zh", "yue": "zh", "nn": "no", "pcm": "en", "zxx": "", "uzs": "uz"}
-MAX_CHARACTERS = 256
+MAX_CHARACTERS = 200
 """Of prose, half of it from any one turn; more is hardly surer and costs 0.3 microseconds a byte."""
 MIN_LETTERS = 24
 MIN_IDEOGRAPHS = 6
 MIN_CONFIDENCE = 0.5
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|(?:https?://|www\.)\S+", re.DOTALL)
-_LINE_OF_CODE = re.compile(
+_STARTS_AS_CODE = re.compile(
     r"^\s*(?:def |class |import |from \S+ import|return\b|for \S+ in |for ?\(|if ?\(|while ?\(|else\b|elif |try:|except|#include"
     r"|//|/\*|\*/|<[/!a-zA-Z][^>]*>|public |private |static |void |int |const |let |var |function "
     r"|SELECT |FROM |WHERE |INSERT |CREATE |print\(|\$ |>>> |@\w+$)"
-    r"|[;{}]\s*$|^\s*[\w.\[\]]+ ?[-+*/]?= ?\S|\w\(.*\)\s*[:;]?\s*$|[=<>{}|\\$]{2}"
 )
+_SIGNS_OF_CODE = frozenset("(){};=<>|\\$")
+_CODE_INSIDE = re.compile(r"[;{}]\s*$|^\s*[\w.\[\]]+ ?[-+*/]?= ?\S|\w\(.*\)\s*[:;]?\s*$|[=<>{}|\\$]{2}")
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
@@ -55,7 +56,13 @@ def _sample(texts: Iterable[str]) -> str:
 
 def _prose(text: str) -> str:
     without = _CODE.sub(" ", text) if "`" in text or "://" in text or "www." in text else text
-    return "\n".join(line for line in without.splitlines() if not _LINE_OF_CODE.search(line))
+    return "\n".join(line for line in without.splitlines() if not _is_code(line))
+
+
+def _is_code(line: str) -> bool:
+    if _STARTS_AS_CODE.match(line):
+        return True
+    return not _SIGNS_OF_CODE.isdisjoint(line) and bool(_CODE_INSIDE.search(line))
 
 
 @cache

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -65,12 +65,18 @@ class _Units(dict[int, str]):
 
 
 _UNITS = _Units()
+_NO_HASHES: Hashes = np.empty(0, dtype=np.uint64)
 
 
 def units(text: str) -> list[str]:
     """What is compared of a text: its words, in order, as the module's docstring says."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _keep_arithmetic(folded).translate(_UNITS).split()
+
+
+def _keep_arithmetic(text: str) -> str:
+    between = _BETWEEN_DIGITS.sub(lambda found: found[1] + ARITHMETIC[found[2]], text)
+    return _NEGATIVE.sub(ARITHMETIC["-"], between) if "-" in between else between
 
 
 def unit_hashes(text: str) -> Hashes:
@@ -81,15 +87,19 @@ def unit_hashes(text: str) -> Hashes:
 
 def run_hashes(hashes: Hashes, width: int) -> Hashes:
     """The hash of every run of `width` units, in order; fewer units than that have none."""
-    total = np.full(max(len(hashes) - width + 1, 0), width, dtype=np.uint64)
-    for offset in range(width):  # wraps modulo 2^64 on purpose
-        total = total * np.uint64(_MULTIPLIER) + hashes[offset : offset + len(total)]
-    return total
+    if not 0 < width <= len(hashes):
+        return _NO_HASHES
+    factors, salt = _factors(width)
+    shape = (len(hashes) - width + 1, width)
+    windows: Hashes = np.ndarray(shape, np.uint64, buffer=np.ascontiguousarray(hashes), strides=(8, 8))  # views, no copies
+    runs: Hashes = windows @ factors + salt  # wraps modulo 2^64 on purpose
+    return runs
 
 
-def _keep_arithmetic(text: str) -> str:
-    between = _BETWEEN_DIGITS.sub(lambda found: found[1] + ARITHMETIC[found[2]], text)
-    return _NEGATIVE.sub(ARITHMETIC["-"], between) if "-" in between else between
+@cache
+def _factors(width: int) -> tuple[Hashes, np.uint64]:
+    powers = [pow(_MULTIPLIER, exponent, 1 << 64) for exponent in range(width, -1, -1)]
+    return np.array(powers[1:], dtype=np.uint64), np.uint64(width * powers[0] % (1 << 64))
 
 
 def ngrams(text: str, n: int) -> list[str]:
@@ -153,11 +163,11 @@ class OverlapIndex:
 
     def find(self, text: str) -> list[str]:
         """Ids of the held-out items that share an n-gram with a text, or are the same short text; in the order given."""
-        return self.find_units(unit_hashes(text))
+        return self.find_in_turns([unit_hashes(text)])
 
-    def find_units(self, hashes: Hashes) -> list[str]:
-        """The same for a text whose units were hashed before."""
-        wanted = self._hash(hashes)
+    def find_in_turns(self, hashes_of_turns: Sequence[Hashes]) -> list[str]:
+        """The same for several texts at once, whose units were hashed before."""
+        wanted = np.concatenate([self._hash(hashes) for hashes in hashes_of_turns]) if hashes_of_turns else _NO_HASHES
         byte, bit = _sieve_place(wanted)
         wanted = wanted[(self._sieve[byte] & bit) != 0]
         if not len(wanted):

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.data.sources import Rejection, list_sources, read_source
 from components.data_contract.inspection import (
     INSPECTED,
     OVERLAPS,
@@ -100,9 +99,10 @@ def test_findings_of_one_row_are_bounded() -> None:
 
 def test_the_same_rows_give_the_same_bytes_in_another_process() -> None:
     program = (
-        "import json, pyarrow as pa, hashlib; from components.data_contract.inspection import inspect_table;"
-        "turns = json.dumps([['user', 'L’été à la plage \\u200bx 今天天气很好'], ['assistant', 'Größe a@posteo.net \\ufffd\\x00']]);"
-        "print(hashlib.sha256(repr(inspect_table(pa.table({'conversation': [turns], 'schema': ['x']})).to_pylist()).encode()).hexdigest())"
+        "import json, pyarrow as pa; from hashlib import sha256; from components.data_contract.inspection import inspect_table;"
+        "turns = json.dumps([['user', 'L’été à la plage \\u200bx 今天天气很好'], "
+        "['assistant', 'Größe a@posteo.net \\ufffd\\x00']]); table = pa.table({'conversation': [turns], 'schema': ['x']});"
+        "print(sha256(repr(inspect_table(table).to_pylist()).encode()).hexdigest())"
     )
     root = Path(__file__).resolve().parents[3]
     printed = {
@@ -146,9 +146,19 @@ def test_the_index_of_test_rows_holds_their_questions_and_no_small_talk() -> Non
 
 
 def real_table(name: str) -> pa.Table:
-    rows = [row for row in read_source(list_sources(SHARED / "train" / name)[0]) if not isinstance(row, Rejection)]
-    conversations: list[list[list[str]] | None] = [[[turn["role"], turn["content"]] for turn in row.messages] for row in rows]
-    return table_of(conversations, rows[0].schema)
+    text = (SHARED / "train" / name).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
+    return table_of([turns_of(row) for row in rows], name.split("/")[0])
+
+
+def turns_of(row: dict[str, Any]) -> list[list[str]]:
+    if "conversations" in row:
+        return [
+            [turn["from"].replace("gpt", "assistant").replace("human", "user"), turn["value"]] for turn in row["conversations"]
+        ]
+    if "question" in row:
+        return [["user", row["question"]], ["assistant", row["answer"]]]
+    return [["user", f"{row['instruction']}\n\n{row['input']}".strip()], ["assistant", row["output"]]]
 
 
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside the project (../shared/data is absent)")

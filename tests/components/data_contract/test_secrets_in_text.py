@@ -15,10 +15,9 @@ LETTERS = string.ascii_letters + string.digits
 
 
 def draw(num: int, seed: int = 0, alphabet: str = LETTERS) -> str:
-    return (
-        "aB3"[: num if alphabet == LETTERS else 0]
-        + "".join(random.Random(seed).choices(alphabet, k=num))[: num - 3 if alphabet == LETTERS else num]
-    )
+    """Drawn characters; of letters and digits the first three are one of each kind."""
+    drawn = "".join(random.Random(seed).choices(alphabet, k=num))
+    return f"aB3{drawn[3:]}" if alphabet == LETTERS else drawn
 
 
 UPPER, HEX = string.ascii_uppercase + string.digits, "0123456789abcdef"
@@ -106,8 +105,8 @@ def test_all_secrets_of_a_text_are_found_in_order_of_place() -> None:
 
 
 HOSTILE = [
-    *(anchor * (200_000 // max(len(anchor), 1)) for rule in RULES for anchor in rule.anchors),
-    *(anchor + "a" * 200_000 for rule in RULES for anchor in rule.anchors[:1]),
+    *(anchor * (60_000 // len(anchor)) for rule in RULES for anchor in rule.anchors),
+    *(anchor + "a" * 60_000 for rule in RULES for anchor in rule.anchors[:1]),
     "password=" * 30_000,
     "password:" + " " * 200_000,
     "api_key=" + "a1" * 100_000,
@@ -128,4 +127,4 @@ def test_hostile_text_takes_linear_time() -> None:
         start = time.process_time()
         for rule in RULES:
             rule.spans(text)
-        assert time.process_time() - start < 2.5, f"{text[:40]!r}: {time.process_time() - start:.1f} s for {len(text)} characters"
+        assert time.process_time() - start < 1.5, f"{text[:40]!r}: {time.process_time() - start:.1f} s for {len(text)} characters"
