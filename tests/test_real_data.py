@@ -3,24 +3,27 @@
 python -m pytest tests/test_real_data.py -s     # shows the table of rows in, used and quarantined
 """
 
-import re
-from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.data.chat_templates import apply_template
 from components.data.held_out import list_ood_files, ood_texts
-from components.data.rendering import apply_template
-from components.data.sources import list_sources
+from components.data.json_rows import read_rows
+from components.data.rendering import render
+from components.data.schemas import parse_rows
+from components.data.tokenized import SPLITS, read_split
 from components.data_contract.overlap import OverlapIndex
-from components.data_preparation.prepare import PreparedData, prepare_files, split_by_content
-from components.data_preparation.publish import ood_index
+from components.data_params import DataContractParams, DataParams
+from components.data_preparation.inputs import held_out_index, sources_of_files
+from components.data_preparation.prepare import prepare
+from components.data_preparation.publish import count_rows, write_splits
 from components.evaluation.evaluate import evaluate_sets
 from components.evaluation.held_out_sets import name_ood_files
 from components.evaluation.tasks import read_ood_set
 from components.models import load_model, load_tokenizer
-from components.data_params import DataParams
 from components.params import EvaluationParams
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -32,7 +35,9 @@ SOURCES = {
     "train/sharegpt/mtbench101_sharegpt.json": ("sharegpt", 900),
     "train/sharegpt/oasst_en_sharegpt.json": ("sharegpt", 354),
     "train/sharegpt/sharegpt_zh.jsonl": ("sharegpt", 500),
+    "train/alpaca_like/self_instruct_seed_tasks.jsonl": ("self_instruct", 175),
 }
+CONTRACT = DataContractParams(quarantine=("ood_overlap", "secret"))
 NUM_SETS = 31
 KINDS = {"icl": "choice", "math": "exact", "blimp": "choice", "text": "tokens", "bbh": "exact"}
 EXACT = ("icl/lambada_openai", "icl/simple_arithmetic_withspaces")
@@ -47,42 +52,44 @@ def tokenizer() -> Any:
     return tokenizer
 
 
+@pytest.fixture(scope="module")
+def index() -> OverlapIndex:
+    return held_out_index(SHARED / "ood", 13)
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_row_of_a_published_file_is_used_or_quarantined_with_a_reason(name: str, tokenizer: Any) -> None:
+def test_every_row_of_a_published_file_is_used_or_quarantined_with_a_reason(
+    name: str, tokenizer: Any, index: OverlapIndex, tmp_path: Path
+) -> None:
     schema, num_rows = SOURCES[name]
-    prepared = prepare_files(SHARED / name, tokenizer, PARAMS, split_by_content(PARAMS), OverlapIndex([], []), PreparedData())
-    counts = prepared.counts()
+    params = PARAMS.model_copy(update={"path": str(SHARED / name), "test_path": str(tmp_path)})
+    prepared = prepare(sources_of_files(params, SHARED, tmp_path), tokenizer, params, CONTRACT, index, tmp_path / "work")
+    counts = count_rows(prepared)
     num_used = sum(counts["rows_used"].values())
-    reasons = Counter(re.sub(r"\d+", "N", rejection.reason) for rejection in prepared.rejections).most_common(3)
-    print(
-        f"\n{name}: {counts['rows_in']} in, {num_used} used ({counts['rows_cut']} cut), {counts['rows_quarantined']} quarantined"
-    )
-    print("".join(f"  {count} x {reason}\n" for reason, count in reasons), end="")
+    print(f"\n{name}: {counts['rows_in']} in, {num_used} used ({counts['rows_cut']} cut), {counts['quarantined_by_kind']}")
     assert counts["rows_in"] == num_rows == num_used + counts["rows_quarantined"]
     assert counts["schemas"] == {schema: num_used}
-    for rows in prepared.splits.values():
-        assert rows and all(len(row.input_ids) <= 512 and row.num_targets for row in rows)
-    assert all(summary.end_of_turn_is_target and summary.starts_with_user for summary in prepared.summaries)
+    write_splits(prepared, tokenizer, tmp_path)
+    for split in SPLITS:
+        rows = read_split(tmp_path, split)
+        assert len(rows) and all(len(row.input_ids) <= 512 and row.num_targets for row in rows)
 
 
 def test_the_targets_of_published_rows_decode_to_their_answers(tokenizer: Any) -> None:
-    from components.data.rendering import render
-    from components.data.sources import Conversation, read_source
-
     for name in SOURCES:
-        rows = [row for row in read_source(SHARED / name) if isinstance(row, Conversation)][:40]
-        for row in rows:
-            example = render(row.messages, tokenizer, 1 << 20)
+        values = [value for _, value in islice(read_rows(SHARED / name), 40)]
+        for schema, (messages, *_) in map(parse_rows, values):
+            example = render(messages, tokenizer, 1 << 20)
             targets = [token for token, is_target in zip(example.input_ids, example.is_target, strict=True) if is_target]
-            answers = [message["content"] for message in row.messages if message["role"] == "assistant"]
+            answers = [message["content"] for message in messages if message["role"] == "assistant"]
             said = tokenizer.decode(targets).split("</s>")[:-1]
-            assert [text.strip() for text in said] == [answer.strip() for answer in answers], row.row_id
+            assert [text.strip() for text in said] == [answer.strip() for answer in answers], (name, schema)
 
 
-def test_the_folders_are_found_whole() -> None:
-    assert [file.name for file in list_sources(SHARED / "train" / "sharegpt")] == sorted(
-        Path(name).name for name in SOURCES if "sharegpt/" in name
-    )
+def test_every_published_file_is_found_in_one_folder(tmp_path: Path) -> None:
+    params = DataParams(source="files", path=str(SHARED / "train"), test_path=str(tmp_path))
+    found = {source.file.name for source in sources_of_files(params, SHARED, tmp_path)}
+    assert found == {name.removeprefix("train/") for name in SOURCES}
 
 
 def test_every_held_out_set_is_parsed(tokenizer: Any) -> None:
@@ -110,6 +117,6 @@ def test_the_published_model_scores_them_with_finite_figures(tokenizer: Any) -> 
 
 
 def test_training_questions_are_not_held_out_and_held_out_ones_are_recognised() -> None:
-    index = ood_index(SHARED / "ood" / "math")
+    index = held_out_index(SHARED / "ood" / "math", 13)
     texts = [text for file in list_ood_files(SHARED / "ood" / "math") for text in ood_texts(file)]
     assert all(index.find(text) for text in texts[::100])

@@ -36,7 +36,7 @@ class Findings:
 
     @property
     def is_used(self) -> Marks:
-        return self.fault == 0
+        return np.equal(self.fault, 0)
 
 
 def code_of(kind: FaultKind) -> int:

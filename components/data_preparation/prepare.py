@@ -15,13 +15,14 @@ from components.artifacts import fingerprint_bytes, fingerprint_file
 from components.data.file_blocks import cut_blocks
 from components.data.source_files import SourceFile
 from components.data.tokenized import SPLITS
+from components.data_contract.inspection import index_of_questions
 from components.data_contract.overlap import OverlapIndex
 from components.data_params import DataContractParams, DataParams
 from components.data_preparation.cached_pass import Chunk, Pass, forget_others, run_pass
 from components.data_preparation.drawn_rows import DrawnChunk, DrawnRows
 from components.data_preparation.findings import Findings, find
 from components.data_preparation.passes import inspect_pass, overlap_pass, parse_pass, tokenise_pass
-from components.data_preparation.sampling import SourceRows, draw_rows
+from components.data_preparation.sampling import SourceRows, draw_rows, draw_table
 from components.data_preparation.splits import TEST, split_by_hash
 
 if TYPE_CHECKING:
@@ -106,7 +107,10 @@ def _draw(
         )
         for number, source in enumerate(sources)
     ]
-    drawn = np.concatenate(draw_rows(asked)) if asked else np.empty(0, dtype=bool)
+    masks = draw_rows(asked)
+    drawn = np.concatenate(masks) if masks else np.empty(0, dtype=bool)
+    if not drawn.all():
+        print(draw_table(asked, masks), flush=True)
     taken, start = [], 0
     for chunk in whole.chunks:
         marks = drawn[chunk.start : chunk.start + chunk.num_rows]
@@ -150,10 +154,11 @@ def _run(rows: DrawnRows, name: str, step: Pass, work: Path) -> list[Path]:
 
 def _test_index(rows: DrawnRows, split: npt.NDArray[np.int8], n: int) -> OverlapIndex:
     """What the in-domain test rows ask, so that no training row repeats it."""
-    names, texts = [], []
-    is_test = (split == TEST) & ~rows.is_null("parsed.conversation")
-    for row in np.flatnonzero(is_test):
-        asked = [content for role, content in rows.turns(int(row)) if role == "user"]
-        texts += asked
-        names += [rows.row_id(int(row))] * len(asked)
-    return OverlapIndex(names, texts, n)
+    names, conversations = [], []
+    for start, _, table in rows.tables(["parsed.conversation"]):
+        texts = table.column(0).to_pylist()
+        for position in np.flatnonzero(split[start : start + len(texts)] == TEST):
+            if texts[position] is not None:
+                names.append(rows.row_id(start + int(position)))
+                conversations.append(texts[position])
+    return index_of_questions(names, conversations, n)

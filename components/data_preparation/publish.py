@@ -118,13 +118,14 @@ def quarantine_lines(prepared: Prepared) -> Iterator[str]:
             number = start + int(position)
             kind = kind_of_code(int(found.fault[number]))
             assert kind is not None
+            own_text = _own_text(row)
             yield quarantine_line(
                 row_id=names[position],
                 source=rows.sources[source].name,
                 place=row["parsed.place"],
                 kind=kind,
-                reason=_reason(kind, row, number, prepared),
-                raw=_own_text(row),
+                reason=_reason(kind, row, number, prepared) if own_text is not None or kind in _SAYS_NO_TEXT else _UNSAID,
+                raw=own_text,
                 raw_bytes=row["parsed.raw_bytes"],
             )
 
