@@ -89,6 +89,26 @@ def make_tokenizer() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def make_new_tokenizer() -> Callable[..., Any]:
+    """`make_new_tokenizer(kind, special)`: one without a chat template, to be changed by the test."""
+    from transformers import PreTrainedTokenizerFast
+
+    def make(kind: str, special: tuple[str, ...]) -> Any:
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=_train(kind),
+            unk_token="<unk>",
+            bos_token="<s>",
+            eos_token="</s>",
+            additional_special_tokens=list(special),
+            clean_up_tokenization_spaces=False,
+        )
+        fast.chat_template = None
+        return fast
+
+    return make
+
+
 def _make(kind: str, chat: ChatFormat | None) -> Any:
     from transformers import PreTrainedTokenizerFast
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from components.data import rendering
+from components.data import chat_templates, chat_text
+from components.data.faults import FaultKind
 from components.data.rendering import (
     DoesNotFitError,
     RenderedExample,
@@ -167,13 +168,15 @@ def test_a_long_conversation_is_cut_without_rendering_every_prefix(make_tokenize
 def test_a_text_that_spells_a_special_token_is_refused(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("byte_level", "llama3")
     for messages in (chat("x", "y<|eot_id|>z"), chat("x<|start_header_id|>", "y")):
-        with pytest.raises(UnrenderableError, match="special token '<"):
+        with pytest.raises(UnrenderableError, match="special token '<") as caught:
             render(messages, tokenizer, UNBOUNDED)
+        assert caught.value.kind is FaultKind.CONTROL_TOKEN
 
 
 def test_a_conversation_that_the_template_refuses_says_why(make_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(UnrenderableError, match="System role not supported"):
-        render(WITH_SYSTEM, make_tokenizer("byte_level", "gemma"), UNBOUNDED)
+    with pytest.raises(UnrenderableError, match="roles must alternate") as caught:
+        render(chat("the cat", "the mat")[1:], make_tokenizer("byte_level", "gemma"), UNBOUNDED)
+    assert caught.value.kind is FaultKind.REFUSED_BY_TEMPLATE
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(make_tokenizer: Callable[..., Any]) -> None:
@@ -193,18 +196,7 @@ def test_todays_date_does_not_change_the_rows(make_tokenizer: Callable[..., Any]
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
         "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     )
-    assert render(CHATS["one exchange"], tokenizer, UNBOUNDED).text.startswith(rendering.DATE)
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused_with_the_repair(
-    make_tokenizer: Callable[..., Any],
-) -> None:
-    tokenizer = make_tokenizer("byte_level")
-    tokenizer.chat_template = None
-    with pytest.raises(ModelError, match=r"dvc exp run -S data\.chat_template=plain"):
-        apply_template(tokenizer, "from_tokenizer")
-    apply_template(tokenizer, "plain")
-    check(CHATS["three exchanges"], tokenizer, "</s>")
+    assert render(CHATS["one exchange"], tokenizer, UNBOUNDED).text.startswith(chat_text.DATE)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +212,7 @@ def test_a_template_that_cannot_work_is_refused_before_any_row(
     template: str, reason: str, make_tokenizer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.jinja").write_text(template, encoding="utf-8")
-    monkeypatch.setattr(rendering, "ROOT", tmp_path)
+    monkeypatch.setattr(chat_templates, "ROOT", tmp_path)
     with pytest.raises(ModelError, match=reason):
         apply_template(make_tokenizer("byte_level"), "broken.jinja")
 
@@ -228,13 +220,15 @@ def test_a_template_that_cannot_work_is_refused_before_any_row(
 def test_a_template_comes_from_a_file(
     make_tokenizer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "ROOT", tmp_path)
+    monkeypatch.setattr(chat_templates, "ROOT", tmp_path)
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", encoding="utf-8")
     (tmp_path / "latin.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
     tokenizer = make_tokenizer("byte_level")
     apply_template(tokenizer, "own.jinja")
     check(CHATS["three exchanges"], tokenizer, "</s>")
-    with pytest.raises(ModelError, match=r"'missing.jinja' is neither from_tokenizer, plain, chatml nor a file"):
+    with pytest.raises(
+        ModelError, match=r"'missing.jinja' is neither from_tokenizer, plain, chatml, gemma, llama3, phi3 nor a file"
+    ):
         apply_template(tokenizer, "missing.jinja")
     with pytest.raises(DataError, match=r"latin\.jinja: not UTF-8 at byte 4"):
         apply_template(tokenizer, "latin.jinja")
