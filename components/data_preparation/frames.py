@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from components.data.tokenized import SPLITS
 from components.data_preparation.drawn_rows import DrawnRows, row_name
 from components.data_preparation.findings import KINDS, NONE, Findings
-from components.data_preparation.round_trip import targets_say_the_answers
+from components.data_preparation.target_text import targets_say_the_answers
 from components.data_preparation.splits import TRAIN
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from components.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+UNSAID = "the row holds what looks like a secret or personal data, so neither its text nor what is wrong with it is repeated"
 _ROW_COLUMNS = [
     "parsed.place",
     "parsed.part",
@@ -124,7 +125,9 @@ def quarantine_lines(prepared: Prepared) -> Iterator[str]:
                 source=rows.sources[source].name,
                 place=row["parsed.place"],
                 kind=kind,
-                reason=_reason(kind, row, number, prepared) if own_text is not None or kind in _SAYS_NO_TEXT else _UNSAID,
+                reason=UNSAID
+                if own_text is None and row["parsed.conversation"] is None
+                else _reason(kind, row, number, prepared),
                 raw=own_text,
                 raw_bytes=row["parsed.raw_bytes"],
             )

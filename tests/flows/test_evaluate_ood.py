@@ -9,9 +9,9 @@ import torch
 
 from components import models
 from components.data.tokenized import TokenizedRow, write_rows
+from components.data_params import DataParams
 from components.errors import ModelError
 from components.evaluation import held_out_sets
-from components.data_params import DataParams
 from components.params import ComputeParams, EvaluationParams, TokenScoresParams
 from flows import evaluate_ood as stage
 from tests.conftest import VOCABULARY, build_model, build_rows

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from components.data.tokenized import TokenizedRow, write_rows
+from components.data_params import DataParams
 from components.errors import DataError
 from components.evaluation import held_out_sets
 from components.evaluation.held_out_sets import ood_path, read_sets
-from components.data_params import DataParams
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ would be found as well.
 """
 
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +24,8 @@ def targets_say_the_answers(table: pa.Table, tokenizer: "PreTrainedTokenizerBase
     ids = table.column("tokenised.input_ids").combine_chunks()
     marks = table.column("tokenised.is_target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     flat, ends = ids.flatten().to_numpy(), ids.offsets.to_numpy() - ids.offsets[0].as_py()
-    pairs = zip(ends[:-1], ends[1:], strict=True)
-    decoded = tokenizer.batch_decode([flat[a:b][marks[a:b]] for a, b in pairs], clean_up_tokenization_spaces=False)
+    targets = [flat[start:end][marks[start:end]] for start, end in pairwise(ends)]
+    decoded = tokenizer.batch_decode(targets, clean_up_tokenization_spaces=False)
     conversations = table.column("parsed.conversation").to_pylist()
     num_cut = table.column("tokenised.num_turns_cut").to_pylist()
     told = [_stand_in_order(_answers(turns, cut), text) for turns, cut, text in zip(conversations, num_cut, decoded, strict=True)]
