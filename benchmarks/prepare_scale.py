@@ -18,11 +18,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = [
-    f"{stem}{end}"
-    for stem in "bal cor din fer gul hom jat kel lom mur nid pol ras sut tev".split()
-    for end in "a e in os um".split()
-]
+STEMS = "bal cor din fer gul hom jat kel lom mur nid pol ras sut tev".split()
+WORDS = [f"{stem}{end}" for stem in STEMS for end in ("a", "e", "in", "os", "um")]
 CHILD = """
 import sys, json, time
 from pathlib import Path
@@ -37,7 +34,8 @@ from benchmarks.prepare_scale import build_tokenizer
 
 folder = Path(sys.argv[1])
 params = DataParams(source="files", path="rows.jsonl", test_path="none", max_length=128)
-contract = DataContractParams(max_duplicate_fraction=1, max_near_duplicate_fraction=1, max_test_overlap_fraction=1, max_rejected_fraction=1)
+names = ("duplicate", "near_duplicate", "test_overlap", "rejected")
+contract = DataContractParams(**{f"max_{name}_fraction": 1 for name in names})
 tokenizer = build_tokenizer()
 apply_template(tokenizer, "chatml")
 (folder / "none").mkdir()
@@ -123,7 +121,8 @@ def main() -> None:
         passes, contract, splits = found["seconds"]  # type: ignore[misc]
         print(
             f"{found['rows']:>9,} rows, {found['tokens']:,} tokens: {found['wall_seconds']:.0f} s "
-            f"(passes {passes:.0f}, contract {contract:.0f}, splits {splits:.0f}), {int(str(found['peak_bytes'])) / 1e6:.0f} MB owned at most"
+            f"(passes {passes:.0f}, contract {contract:.0f}, splits {splits:.0f}), "
+            f"{int(str(found['peak_bytes'])) / 1e6:.0f} MB owned at most"
         )
 
 

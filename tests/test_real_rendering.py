@@ -1,4 +1,4 @@
-"""Published conversations with published vocabularies: a row says in its targets what the assistant says, or is refused by kind."""
+"""Published conversations, published vocabularies: a row's targets say what the assistant says, or it is refused by kind."""
 
 import json
 from collections import Counter

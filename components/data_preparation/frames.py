@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from components.data.tokenized import SPLITS
 from components.data_preparation.drawn_rows import DrawnRows, row_name
 from components.data_preparation.findings import KINDS, NONE, Findings
-from components.data_preparation.target_text import targets_say_the_answers
 from components.data_preparation.splits import TRAIN
+from components.data_preparation.target_text import targets_say_the_answers
 
 if TYPE_CHECKING:
     from pandas import DataFrame

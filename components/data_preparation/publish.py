@@ -120,14 +120,13 @@ def quarantine_lines(prepared: Prepared) -> Iterator[str]:
             kind = kind_of_code(int(found.fault[number]))
             assert kind is not None
             own_text = _own_text(row)
+            is_withheld = own_text is None and row["parsed.conversation"] is None
             yield quarantine_line(
                 row_id=names[position],
                 source=rows.sources[source].name,
                 place=row["parsed.place"],
                 kind=kind,
-                reason=UNSAID
-                if own_text is None and row["parsed.conversation"] is None
-                else _reason(kind, row, number, prepared),
+                reason=UNSAID if is_withheld else _reason(kind, row, number, prepared),
                 raw=own_text,
                 raw_bytes=row["parsed.raw_bytes"],
             )
