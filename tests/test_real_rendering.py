@@ -1,4 +1,4 @@
-"""Published conversations with published vocabularies: a row says in its targets what the assistant says, or is refused by kind."""
+"""Published conversations with published vocabularies: the targets of a row say what the assistant says, or it is refused."""
 
 import json
 from collections import Counter
