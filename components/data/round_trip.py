@@ -44,37 +44,35 @@ def round_trip(tokenizer: "PreTrainedTokenizerBase") -> RoundTrip:
 @lru_cache(maxsize=8)
 def _round_trip(tokenizer: "PreTrainedTokenizerBase", num_tokens: int) -> RoundTrip:
     backend = tokenizer.backend_tokenizer
-    parts = json.loads(backend.to_str())
     lossy = None
-    if all(_leaves_text_alone(token) for token in parts["added_tokens"]):
-        if _is_byte_level(parts):
+    if all(_leaves_text_alone(token) for token in tokenizer.added_tokens_decoder.values()):
+        if _is_byte_level(backend):
             lossy = ""
-        elif _falls_back_to_bytes(parts):
+        elif _falls_back_to_bytes(backend):
             lossy = WORD_BOUNDARY
     decoded = backend.decode(backend.encode(PROBE, add_special_tokens=False).ids, skip_special_tokens=False)
     return RoundTrip(lossy, PROBE in decoded)
 
 
-def _leaves_text_alone(token: Part) -> bool:
+def _leaves_text_alone(token: Any) -> bool:
     """It does not swallow the blanks beside it, and one that a text may spell decodes to itself."""
-    decodes = token["special"] or (token["content"].isascii() and not token["content"].startswith("<0x"))
-    return bool(decodes and not (token["lstrip"] or token["rstrip"]))
+    decodes = token.special or (token.content.isascii() and not token.content.startswith("<0x"))
+    return bool(decodes and not (token.lstrip or token.rstrip))
 
 
-def _is_plain_bpe(model: Part) -> bool:
-    extras = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"), model.get("dropout"))
-    return model.get("type") == "BPE" and not any(extras)
+def _is_plain_bpe(model: Any) -> bool:
+    return type(model).__name__ == "BPE" and not (model.continuing_subword_prefix or model.end_of_word_suffix or model.dropout)
 
 
-def _is_byte_level(parts: Part) -> bool:
+def _is_byte_level(backend: Any) -> bool:
     from tokenizers.pre_tokenizers import ByteLevel
 
-    splits = list(_members(parts["pre_tokenizer"], "pretokenizers"))
+    splits = list(_members(backend.pre_tokenizer, "pretokenizers"))
     return (
-        _is_plain_bpe(parts["model"])
-        and set(ByteLevel.alphabet()) <= parts["model"]["vocab"].keys()
-        and parts["normalizer"] is None
-        and [part["type"] for part in _members(parts["decoder"], "decoders")] == ["ByteLevel"]
+        _is_plain_bpe(backend.model)
+        and all(backend.model.token_to_id(letter) is not None for letter in ByteLevel.alphabet())
+        and backend.normalizer is None
+        and [part["type"] for part in _members(backend.decoder, "decoders")] == ["ByteLevel"]
         and bool(splits)
         and splits[-1]["type"] == "ByteLevel"
         and not splits[-1]["add_prefix_space"]
@@ -82,17 +80,17 @@ def _is_byte_level(parts: Part) -> bool:
     )
 
 
-def _falls_back_to_bytes(parts: Part) -> bool:
+def _falls_back_to_bytes(backend: Any) -> bool:
     """Decoding undoes what encoding does to spaces; a space more or less at the beginning is not counted."""
-    model = parts["model"]
-    decoders = list(_members(parts["decoder"], "decoders"))
+    model = backend.model
+    decoders = list(_members(backend.decoder, "decoders"))
     return (
         _is_plain_bpe(model)
-        and bool(model["byte_fallback"])
-        and not model.get("ignore_merges")
-        and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
-        and all(_marks_spaces(part) for part in _members(parts["normalizer"], "normalizers"))
-        and all(_only_splits(part) or _is_metaspace(part) for part in _members(parts["pre_tokenizer"], "pretokenizers"))
+        and bool(model.byte_fallback)
+        and not model.ignore_merges
+        and all(model.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+        and all(_marks_spaces(part) for part in _members(backend.normalizer, "normalizers"))
+        and all(_only_splits(part) or _is_metaspace(part) for part in _members(backend.pre_tokenizer, "pretokenizers"))
         and len(decoders) > 1
         and (_is_replacement(decoders[0], WORD_BOUNDARY, " ") or _is_metaspace(decoders[0]))
         and [part["type"] for part in decoders[1:3]] in (["ByteFallback"], ["ByteFallback", "Fuse"])
@@ -118,12 +116,15 @@ def _only_splits(part: Part) -> bool:
     return bool(part["type"] == "Digits")
 
 
-def _members(part: Part | None, name: str) -> Iterator[Part]:
-    """The parts of a sequence of them, or the one."""
-    if part is None:
-        return
+def _members(component: Any, name: str) -> Iterator[Part]:
+    """The parts of a sequence of them, or the one; read from the component alone, for the vocabulary takes long to write out."""
+    if component is not None:
+        yield from _flat(json.loads(component.__getstate__()), name)
+
+
+def _flat(part: Part, name: str) -> Iterator[Part]:
     if part["type"] == "Sequence":
         for member in part[name]:
-            yield from _members(member, name)
+            yield from _flat(member, name)
     else:
         yield part
