@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Published conversations, published vocabularies: a row's targets say what the assistant says, or it is refused by kind."""
-=======
-"""Published conversations with published vocabularies: the targets of a row say what the assistant says, or it is refused."""
->>>>>>> rendering-2
 
 import json
 from collections import Counter
