@@ -22,7 +22,7 @@ def prepare_data(*, data: DataParams, data_contract: DataContractParams, world: 
     from components.data_preparation.gate import check
     from components.data_preparation.inputs import embedded_sources, held_out_index, sources_of_files
     from components.data_preparation.prepare import prepare
-    from components.data_preparation.publish import count_rows, require_rows, write_splits
+    from components.data_preparation.publish import count_rows, write_splits
     from components.models import load_base_tokenizer, require_positions
 
     require_positions(data.max_length)
@@ -37,7 +37,6 @@ def prepare_data(*, data: DataParams, data_contract: DataContractParams, world: 
         index = held_out_index(held_out, data_contract.overlap_words)
         prepared = prepare(sources, tokenizer, data, data_contract, index, WORK / "prepared_rows")
         check(prepared, tokenizer, data, data_contract, staging, failures=WORK / "prepare_data_failed")
-        require_rows(prepared)
         write_splits(prepared, tokenizer, staging)
         counts = count_rows(prepared)
         write_json(staging / "counts.json", counts)

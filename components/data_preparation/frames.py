@@ -87,6 +87,8 @@ def tokenised_frames(rows: DrawnRows, found: Findings, tokenizer: "PreTrainedTok
 
     for start, source, table in rows.tables(_TOKENISED_COLUMNS):
         is_used = found.is_used[start : start + table.num_rows]
+        if not is_used.any():
+            continue
         table = table.filter(pa.array(is_used))
         frame = pandas.DataFrame(
             {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_SHOWN = 10
-MAX_REASON = 200
+MAX_REASON = 300
 
 
 def check(

@@ -34,6 +34,8 @@ def sources_of_files(params: DataParams, root: Path, hub_cache: Path) -> list[So
 def _list_test_files(params: DataParams, root: Path) -> list[SourceFile]:
     """Files of an own in-domain test set; none while nothing lies there."""
     folder = root / params.test_path
+    if not folder.exists() and params.test_path == DataParams.model_fields["test_path"].default:
+        return []
     if folder.is_dir() and not any(file.is_file() and not is_passed_over(file.name) for file in folder.rglob("*")):
         return []
     alone = params.model_copy(update={"path": params.test_path, "hub": (), "sources": {}, "max_examples": None})

@@ -25,7 +25,6 @@ from components.data_contract.secrets_in_text import find_secrets
 from components.data_preparation.findings import kind_of_code
 from components.data_preparation.frames import row_ids, targets_of_rows
 from components.data_preparation.prepare import Prepared
-from components.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,27 +181,3 @@ def count_rows(prepared: Prepared) -> dict[str, Any]:
         "target_tokens": targets,
         "schemas": dict(sorted(schemas.items())),
     }
-
-
-def require_rows(prepared: Prepared) -> None:
-    """Every split must have something in it; the message says what became of the rows."""
-    found = prepared.found
-    for code, split in enumerate(SPLITS):
-        if not (found.is_used & (found.split == code)).any():
-            told = "; ".join(_first_of_each_kind(prepared)) or "no row was rejected"
-            raise DataError(
-                f"the {split} split is empty: {len(prepared.rows)} rows in, "
-                f"{int((found.fault != 0).sum())} quarantined ({told}). "
-                "Add data, or raise data.max_length, data.validation_fraction or data.test_fraction in params.yaml"
-            )
-
-
-def _first_of_each_kind(prepared: Prepared) -> Iterator[str]:
-    seen = Counter(int(code) for code in prepared.found.fault if code)
-    wanted = {str(kind_of_code(code)): count for code, count in seen.most_common(2)}
-    for line in quarantine_lines(prepared):
-        told = json.loads(line)
-        if count := wanted.pop(told["kind"], None):
-            yield f"{count} x {told['kind']}, first {told['row']}: {told['reason']}"
-        if not wanted:
-            return

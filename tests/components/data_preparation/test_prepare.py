@@ -19,9 +19,8 @@ from components.data.embedded_splits import write_world
 from components.data.tokenized import SPLITS, read_split
 from components.data_contract.overlap import OverlapIndex
 from components.data_params import DataContractParams
-from components.data_preparation.publish import count_rows, quarantine_lines, require_rows, write_splits
+from components.data_preparation.publish import count_rows, quarantine_lines, write_splits
 from components.data_preparation.workers import VARIABLE
-from components.errors import DataError
 from components.models import build_word_tokenizer
 from components.params import WorldParams
 
@@ -124,22 +123,6 @@ def test_rows_that_are_not_drawn_are_counted(prepare_file: Preparer, write_lines
     assert counts["rows_read"] == 400 == counts["rows_in"] + counts["rows_not_drawn"]
     assert sum(counts["rows_used"].values()) == 180
     assert counts["rows_quarantined"] == 20, "half of the 40 bad rows"
-
-
-def test_when_all_rows_are_bad_the_error_shows_them(prepare_file: Preparer, write_lines: Writer, tokenizer: Any) -> None:
-    prepared = prepare_file(write_lines(["{"] * 5), tokenizer, max_examples=2)
-    with pytest.raises(
-        DataError, match=r"the train split is empty: 5 rows in, 5 quarantined \(5 x unreadable, first a\.jsonl:1: "
-    ):
-        require_rows(prepared)
-
-
-def test_a_split_without_rows_is_refused_with_the_repair(prepare_file: Preparer, write_lines: Writer, tokenizer: Any) -> None:
-    prepared = prepare_file(write_lines(rows_of(5)), tokenizer, split="train")
-    with pytest.raises(
-        DataError, match=r"the validation split is empty: 5 rows in, 0 quarantined \(no row was rejected\)\. Add data"
-    ):
-        require_rows(prepared)
 
 
 def test_a_row_too_long_is_quarantined_and_a_row_cut_is_counted(

@@ -111,8 +111,9 @@ def test_an_item_that_does_not_fit_is_left_out_whole(tokenizer: Any, tmp_path: P
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out(make_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
-    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-    items = read(tmp_path, [{"messages": turns}, {"messages": turns[1:]}], make_tokenizer("byte_level", "gemma"))
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    refused = [{"role": "user", "content": "<end_of_turn>"}, turns[1]]
+    items = read(tmp_path, [{"messages": refused}, {"messages": turns}], make_tokenizer("byte_level", "gemma"))
     assert [item.item_id for item in items] == ["set.json:2"]
 
 
