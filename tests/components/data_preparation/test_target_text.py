@@ -39,9 +39,8 @@ def test_a_row_beside_the_tokens_of_another_is_found(tokenizer: Any) -> None:
 
 
 def test_answers_that_were_cut_off_are_not_asked_for(tokenizer: Any) -> None:
-    table = table_of(
-        [0, 1, 2], tokenizer, max_length=len(tokenise_table([json.dumps(CONVERSATIONS[1])], tokenizer, 512)["input_ids"][0]) - 1
-    )
+    whole = tokenise_table([json.dumps(CONVERSATIONS[1])], tokenizer, 512)
+    table = table_of([0, 1, 2], tokenizer, max_length=len(whole["input_ids"][0]) - 1)
     assert table.column("tokenised.num_turns_cut").to_pylist()[1] == 1
     assert targets_say_the_answers(table, tokenizer).tolist()[1]
 
