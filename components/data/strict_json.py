@@ -5,6 +5,7 @@ A fault says what was found and what to do about it, for it is read by whoever h
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
@@ -120,8 +121,8 @@ def _refuse_constant(name: str) -> None:
 def _refuse_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise BadRowError(f"the key {twice[:40]!r} occurs twice, and only one can be meant. Remove the other")
     return row
 
