@@ -13,7 +13,7 @@ a .txt file                            plain text
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,27 @@ class Question:
 
 def list_ood_files(path: Path) -> list[Path]:
     """Every set file at `path`: one file, or all of a folder and its subfolders, in name order."""
-    folders = [] if path.is_file() else os.walk(path, followlinks=True)
-    files = [path] if path.is_file() else sorted(Path(folder) / name for folder, _, names in folders for name in names)
+    files = [path] if path.is_file() else sorted(_walk(path))
     found = [file for file in files if file.suffix in SUFFIXES and not file.name.endswith(LAWS_SUFFIX)]
     if not found:
         raise DataError(f"data.ood_path: no .json, .jsonl or .txt set at {path}. Put held-out sets there or set data.ood_path")
     return found
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        return  # is answered as a path without sets
+    raise DataError(
+        f"data.ood_path: {error.filename} cannot be listed: {error.strerror}. Give the right to read it, or move it out"
+    ) from None
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Links are followed, but not one back to a folder that it stands in: its files would come forty times."""
+    for folder, subfolders, names in os.walk(path, followlinks=True, onerror=_refuse_unlisted):
+        here = Path(folder).resolve()
+        subfolders[:] = [name for name in subfolders if not here.is_relative_to((here / name).resolve())]
+        yield from (Path(folder) / name for name in names)
 
 
 def read_json_rows(file: Path) -> list[tuple[int, Row]]:
@@ -136,7 +151,7 @@ def _spaced(row: Row, key: str) -> str:
     """An answer after one space; a number as a person writes it (3.0 is 3)."""
     value = row.get(key)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f" {int(value) if float(value).is_integer() else value}"
+        return f" {int(value) if isinstance(value, float) and value.is_integer() else value}"
     return f" {_sentence(row, key).lstrip()}"
 
 

@@ -107,13 +107,13 @@ def _list_local(params: DataParams, root: Path) -> dict[str, Path]:
 def _walk(folder: Path, above: Sequence[str], real: str, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """Names and paths of the data files below a folder. A link back to a folder that we are in is not followed."""
     try:
-        entries = sorted(folder.iterdir())
+        entries = [(entry, entry.is_dir()) for entry in sorted(folder.iterdir())]
     except OSError as error:
         raise DataError(
             f"data.path: {folder} cannot be listed: {error.strerror}. Give the right to read it, or move it out"
         ) from None
-    for entry in entries:
-        if entry.is_dir() and not entry.name.startswith("."):
+    for entry, is_folder in entries:
+        if is_folder and not entry.name.startswith("."):
             target = os.path.realpath(entry)
             if target not in (*above, real):
                 yield from _walk(entry, (*above, real), target, f"{prefix}{entry.name}/")
@@ -159,14 +159,22 @@ def _speaks_of(key: str, name: str) -> bool:
 def _licence_in(folder: Path) -> str | None:
     """First line with something in it of the folder's LICENSE or LICENCE file, and the file's name."""
     for file in sorted(folder.iterdir()):
-        if file.name.upper().startswith(LICENCE_NAMES) and not is_data(file.name) and file.is_file():
-            with file.open(encoding="utf-8-sig", errors="replace") as lines:
-                # A line of a megabyte is no licence, but it must not be read whole to find that out.
-                line = next((text for _ in range(1000) if (text := lines.readline(4096).strip("# \t\n\r"))), "")
-            if line:
-                told = f"{line[:LONGEST_LICENCE]} ({file.name})"
-                return "".join(character for character in told if character.isprintable())
+        is_licence = file.name.upper().startswith(LICENCE_NAMES) and not is_data(file.name) and file.is_file()
+        if is_licence and (line := _first_line(file)):
+            told = f"{line[:LONGEST_LICENCE]} ({file.name})"
+            return "".join(character for character in told if character.isprintable())
     return None
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as lines:
+            # A line of a megabyte is no licence, but it must not be read whole to find that out.
+            return next((text for _ in range(1000) if (text := lines.readline(4096).strip("# \t\n\r"))), "")
+    except OSError as error:
+        raise DataError(
+            f"data.path: {file} cannot be read: {error.strerror}. Give the right to read it, or move it out"
+        ) from None
 
 
 def _suffixes() -> str:

@@ -1,6 +1,7 @@
 """Laws of held-out files: every format is recognised, a bad item is named with its place, and texts are found for the overlap."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ FORMATS: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
     ),
     "input and target": ({"input": "Is ice cold?", "target": "Yes"}, [("Is ice cold?", " Yes")], 0),
     "input and number": ({"input": "Half of 3?", "target": 1.5}, [("Half of 3?", " 1.5")], 0),
+    "input and long number": ({"input": "10^400?", "target": 10**400}, [("10^400?", f" {10**400}")], 0),
     "input and negative number": ({"input": "3 - 5?", "target": -2.0}, [("3 - 5?", " -2")], 0),
 }
 
@@ -166,3 +168,19 @@ def test_lines_of_a_text_are_texts_and_bytes_that_are_none_are_refused(tmp_path:
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait complet")
     with pytest.raises(DataError, match=r"b\.txt: not UTF-8 at byte 3"):
         ood_texts(tmp_path / "b.txt")
+
+
+def test_a_link_back_to_its_own_folder_gives_no_file_twice(tmp_path: Path) -> None:
+    write(tmp_path / "sets" / "inner" / "a.jsonl", [{"input": "a", "target": "b"}])
+    (tmp_path / "sets" / "inner" / "back").symlink_to(tmp_path / "sets")
+    write(tmp_path / "elsewhere" / "b.jsonl", [{"input": "a", "target": "b"}])
+    (tmp_path / "sets" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert [file.name for file in list_ood_files(tmp_path / "sets")] == ["a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_may_not_be_listed_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"input": "a", "target": "b"}])
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(DataError, match=r"closed cannot be listed: Permission denied"):
+        list_ood_files(tmp_path)
