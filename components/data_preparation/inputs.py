@@ -1,5 +1,7 @@
 """What is prepared: the embedded world's files or the user's, and the held-out texts that no training row may repeat."""
 
+import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +25,9 @@ def sources_of_files(params: DataParams, root: Path, hub_cache: Path) -> list[So
     """The user's files and hub sets; and, where there are any, the files of their own test set."""
     sources = [Source(file) for file in list_source_files(params, root, hub_cache)]
     sources += [Source(file, "test") for file in _list_test_files(params, root)]
-    names = [source.file.name for source in sources]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise DataError(
-            f"two sources are named {sorted(repeated)[0]!r} (data.path, data.hub, data.test_path): rename one of them"
-        )
+    counts = Counter(source.file.name for source in sources)
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
+        raise DataError(f"two sources are named {repeated[0]!r} (data.path, data.hub, data.test_path): rename one of them")
     return sources
 
 
@@ -36,7 +36,7 @@ def _list_test_files(params: DataParams, root: Path) -> list[SourceFile]:
     folder = root / params.test_path
     if not folder.exists() and params.test_path == DataParams.model_fields["test_path"].default:
         return []
-    if folder.is_dir() and not any(file.is_file() and not is_passed_over(file.name) for file in folder.rglob("*")):
+    if folder.is_dir() and all(is_passed_over(name) for _, _, names in os.walk(folder, followlinks=True) for name in names):
         return []
     alone = params.model_copy(update={"path": params.test_path, "hub": (), "sources": {}, "max_examples": None})
     try:

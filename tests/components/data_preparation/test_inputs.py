@@ -26,6 +26,19 @@ def test_while_nothing_lies_there_is_no_own_test_set(tmp_path: Path) -> None:
     ]
 
 
+def test_an_own_test_set_may_be_a_link_to_a_folder(tmp_path: Path) -> None:
+    for folder in ("data", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_text(ROW, encoding="utf-8")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "mine").symlink_to(tmp_path / "elsewhere")
+    params = DataParams(source="files", path="data", test_path="test")
+    assert [(one.file.name, one.split) for one in sources_of_files(params, tmp_path, tmp_path)] == [
+        ("a.jsonl", None),
+        ("test/mine/a.jsonl", "test"),
+    ]
+
+
 def test_a_test_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(ROW, encoding="utf-8")
     with pytest.raises(DataError, match=r"data\.test_path: .*nowhere does not exist"):
