@@ -88,12 +88,14 @@ def _near_copies(rows: DrawnRows, order: Rows, similarity: float, work: Path) ->
     nearly = np.full(len(rows), NONE, dtype=np.int64)
     if not len(order):
         return nearly
+    places = np.full(len(rows), NONE, dtype=np.int64)
+    places[order] = np.arange(len(order))
     file = work / "bands.bin"
-    with file.open("wb") as out:
-        for _, _, table in rows.tables(["inspected.bands"]):
-            out.write(bands_of(table.column(0)).tobytes())
-    bands = np.memmap(file, dtype=np.uint64, mode="r", shape=(len(rows), NUM_BANDS))
-    groups = near_duplicate_groups(bands[order], lambda position: rows.turns(int(order[position])), similarity)
+    bands = np.memmap(file, dtype=np.uint64, mode="w+", shape=(len(order), NUM_BANDS))
+    for start, _, table in rows.tables(["inspected.bands"]):
+        block = places[start : start + table.num_rows]
+        bands[block[block != NONE]] = bands_of(table.column(0))[block != NONE]
+    groups = near_duplicate_groups(bands, lambda position: rows.turns(int(order[position])), similarity)
     nearly[order] = np.where(groups == NONE, NONE, order[groups])
     file.unlink()
     return nearly

@@ -91,7 +91,8 @@ def _parse_row(raw: RawRow) -> list[dict[str, Any]]:
         schema, examples = parse_rows(raw.value)
     except BadRowError as fault:
         text = raw.raw[:MAX_RAW_BYTES].decode("utf-8", "backslashreplace")
-        about = {"fault_kind": fault.kind.value, "fault": str(fault), "raw": text, "raw_bytes": len(raw.raw)}
+        num_bytes = raw.num_bytes if raw.num_bytes > MAX_RAW_BYTES else None  # told where the text is cut
+        about = {"fault_kind": fault.kind.value, "fault": str(fault), "raw": text, "raw_bytes": num_bytes}
         return [{"place": raw.place, "part": 1, "schema": ""} | about]
     return [
         {

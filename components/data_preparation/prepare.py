@@ -3,8 +3,9 @@
 rows read = rows in + rows not drawn; rows in = rows used + rows quarantined. Always.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.artifacts import fingerprint_bytes, fingerprint_file
-from components.data.file_blocks import cut_blocks
+from components.data.file_blocks import TARGET_BYTES, Block, cut_blocks
 from components.data.source_files import SourceFile
 from components.data.tokenized import SPLITS
 from components.data_contract.inspection import index_of_questions
@@ -57,6 +58,7 @@ def prepare(
     """Everything up to the verdict; `work` keeps the passes' results for the next run."""
     (work / "unpacked").mkdir(parents=True, exist_ok=True)
     chunks, owners = _cut(sources, work / "unpacked")
+    _forget_other_unpacked(work / "unpacked", chunks)
     parsed = run_pass(parse_pass(), chunks, work)
     rows, num_read = _draw(sources, parsed, chunks, owners, params)
     split = _split(rows, params)
@@ -73,20 +75,33 @@ def _cut(sources: Sequence[Source], unpacked: Path) -> tuple[list[Chunk], list[i
     """One chunk per block, and the number of the source that it is of."""
     chunks, owners = [], []
     for number, source in enumerate(sources):
+        fingerprint_once = cache(fingerprint_file)
         for block in cut_blocks(source.file.path, work=unpacked):
             about = f"{block.form} {block.start} {block.first_place}".encode()
-            key = fingerprint_bytes(about, _content(Path(block.path), block.form, block.start, block.stop))
+            key = fingerprint_bytes(about, _content(block, fingerprint_once))
             chunks.append(Chunk(key, blocks={name: [value] for name, value in vars(block).items()}))
             owners.append(number)
     return chunks, owners
 
 
-def _content(file: Path, form: str, start: int, stop: int) -> bytes:
-    if form == "parquet":
-        return f"{fingerprint_file(file)} {stop}".encode()
-    with file.open("rb") as opened:
-        opened.seek(start)
-        return opened.read(stop - start)
+def _forget_other_unpacked(unpacked: Path, chunks: Sequence[Chunk]) -> None:
+    """Remove what was unpacked of files that are not read any more, or was begun by a killed run."""
+    read = {path for chunk in chunks for path in chunk.blocks["path"]}
+    for file in unpacked.iterdir():
+        if str(file) not in read:
+            file.unlink(missing_ok=True)
+
+
+def _content(block: Block, fingerprint_of: Callable[[Path], str]) -> bytes:
+    """What the block holds, as far as it decides its rows. A row of any length is never held whole."""
+    if block.form == "parquet":
+        return f"{fingerprint_of(Path(block.path))} {block.stop}".encode()
+    content = b""
+    with open(block.path, "rb") as opened:
+        opened.seek(block.start)
+        while piece := opened.read(min(TARGET_BYTES, block.stop - opened.tell())):
+            content = fingerprint_bytes(content, piece).encode()
+    return content
 
 
 def _draw(
@@ -96,12 +111,13 @@ def _draw(
     whole = _whole(sources, parsed, chunks, owners)
     hashes, is_rejected = whole.numbers("parsed.content_hash"), whole.is_null("parsed.conversation")
     of_source = np.repeat([chunk.source for chunk in whole.chunks], [chunk.num_rows for chunk in whole.chunks])
+    bounds = np.searchsorted(of_source, np.arange(len(sources) + 1))  # rows stand in the order of the sources
     asked = [
         SourceRows(
             name=source.file.name,
             group=source.file.group if source.split is None else source.file.name,
-            content_hash=hashes[of_source == number],
-            is_rejected=is_rejected[of_source == number],
+            content_hash=hashes[bounds[number] : bounds[number + 1]],
+            is_rejected=is_rejected[bounds[number] : bounds[number + 1]],
             weight=source.file.weight if source.split is None else None,
             max_examples=source.file.max_examples if source.split is None else None,
         )

@@ -1,5 +1,6 @@
 """Laws of preparation: no row is lost, splits follow content alone, a row is judged by what it holds, a killed run goes on."""
 
+import gzip
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from components.artifacts import fingerprint_row
 from components.data.embedded_splits import write_world
+from components.data.file_blocks import MAX_ROW_BYTES
 from components.data.tokenized import SPLITS, read_split
 from components.data_contract.overlap import OverlapIndex
 from components.data_params import DataContractParams
@@ -196,6 +199,36 @@ def test_a_rejected_row_with_a_secret_is_not_written_a_second_time(
     key = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
     lines = quarantine(prepare_file(write_lines([{"prompt": key}, {"prompt": "nothing"}]), tokenizer))
     assert [line["raw"] for line in lines] == [None, '{"prompt": "nothing"}']
+
+
+def test_a_row_of_any_length_is_quarantined_with_its_length_and_never_held(
+    prepare_file: Preparer, tokenizer: Any, tmp_path: Path
+) -> None:
+    num_bytes = MAX_ROW_BYTES + 100_000_000
+    file = tmp_path / "long.jsonl"
+    with file.open("wb") as out:
+        out.write(b'{"prompt": "' + b"a" * 100_000)
+        out.truncate(num_bytes)  # a hole in the file: it takes no room
+        out.seek(num_bytes)
+        out.write(b'\n{"prompt": "nothing"}')
+    tracemalloc.start()
+    (first, second) = quarantine(prepare_file(file, tokenizer))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (first["line"], first["raw_bytes"]) == (1, num_bytes + 1)
+    assert "raw_bytes" not in second
+    assert peak < MAX_ROW_BYTES
+
+
+def test_what_was_unpacked_is_kept_while_it_is_read(
+    prepare_file: Preparer, write_lines: Writer, tokenizer: Any, tmp_path: Path
+) -> None:
+    packed = tmp_path / "rows.jsonl.gz"
+    for seed in (1, 2):
+        packed.write_bytes(gzip.compress(write_lines(rows_of(20, seed)).read_bytes()))
+        prepare_file(packed, tokenizer)
+        (unpacked,) = tmp_path.rglob("unpacked/*")
+        assert gzip.decompress(packed.read_bytes()) == unpacked.read_bytes()
 
 
 def test_a_fingerprint_is_of_tokens_and_marks(
