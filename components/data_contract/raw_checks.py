@@ -169,9 +169,7 @@ def _count(block: "DataFrame") -> Counts:
     kinds = block["fault_kind"]
     used = block[kinds == ""]
     sources = {
-        source: {"rows_in": num_rows, "rows_used": 0, "rows_quarantined": 0} | _use_of(rows)
-        for source, num_rows in _shares(block["source"]).items()
-        for rows in [kinds[block["source"] == source]]
+        str(source): {"rows_in": len(rows)} | _use_of(rows) for source, rows in kinds.groupby(block["source"], observed=True)
     }
     return {
         "rows_in": len(block),

@@ -49,9 +49,8 @@ def draw_rows(sources: Sequence[SourceRows]) -> list[Mask]:
     groups = _groups(sources)
     num_drawn = _num_drawn(groups)
     drawn: list[Mask] = [np.zeros(len(source.content_hash), dtype=np.bool_) for source in sources]
-    for name, group in groups.items():
-        numbers = [index for index, source in enumerate(sources) if source.group == name]
-        whole = _draw_group([sources[index] for index in numbers], num_drawn[name], group.num_good)
+    for name, numbers in _members(sources).items():
+        whole = _draw_group([sources[index] for index in numbers], num_drawn[name], groups[name].num_good)
         for index, part in zip(numbers, _divide(whole, [sources[index] for index in numbers]), strict=True):
             drawn[index] = part
     return drawn
@@ -67,8 +66,8 @@ def draw_table(sources: Sequence[SourceRows], drawn: Sequence[Mask]) -> str:
 
 def _groups(sources: Sequence[SourceRows]) -> dict[str, _Group]:
     groups: dict[str, _Group] = {}
-    for name in dict.fromkeys(source.group for source in sources):
-        members = [source for source in sources if source.group == name]
+    for name, numbers in _members(sources).items():
+        members = [sources[number] for number in numbers]
         assert len({(source.weight, source.max_examples) for source in members}) == 1, f"{name}: one weight, one limit"
         weight, limit = members[0].weight, members[0].max_examples
         num_good = sum(int(np.count_nonzero(~source.is_rejected)) for source in members)
@@ -76,6 +75,14 @@ def _groups(sources: Sequence[SourceRows]) -> dict[str, _Group]:
         exact = None if weight is None else Fraction(repr(float(weight)))
         groups[name] = _Group(exact, num_good, num_good if limit is None else min(limit, num_good))
     return groups
+
+
+def _members(sources: Sequence[SourceRows]) -> dict[str, list[int]]:
+    """Numbers of the sources of each group, in the order of the groups' first ones."""
+    members: dict[str, list[int]] = {}
+    for number, source in enumerate(sources):
+        members.setdefault(source.group, []).append(number)
+    return members
 
 
 def _num_drawn(groups: Mapping[str, _Group]) -> dict[str, int]:
