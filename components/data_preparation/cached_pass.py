@@ -4,10 +4,10 @@ A pass works chunk by chunk (a chunk is what one process does at a time, and wha
 result of a chunk is a file of the `datasets` cache, named by what decides its content: the pass and its settings, the code's
 version (ours, and the libraries'), and the rows. The fingerprints that `datasets` makes by itself follow modification times and
 pickled code. So the same rows are never worked on twice: not after a kill, not when a limit of the contract changes, not when
-rows are added at the end.
+rows are added at the end (but by the search for overlaps, where other test rows are drawn).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -74,13 +74,6 @@ def run_pass(step: Pass, chunks: Sequence[Chunk], folder: Path) -> list[Path]:
         for _ in map_on_cores(partial(_apply, step), missing):
             bar.update()
     return targets
-
-
-def iterate_tables(chunk: Chunk, columns: Sequence[str], batch_rows: int) -> Iterator[pa.Table]:
-    """These columns of a chunk, a bounded number of rows at a time."""
-    rows = chunk.open().select_columns(list(columns)).with_format("arrow")
-    for start in range(0, len(rows), batch_rows):
-        yield rows[start : start + batch_rows]
 
 
 def forget_others(folder: Path, kept: Sequence[Path]) -> None:

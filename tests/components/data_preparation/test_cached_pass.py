@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from components.data_preparation import cached_pass
-from components.data_preparation.cached_pass import Chunk, Pass, forget_others, iterate_tables, run_pass
+from components.data_preparation.cached_pass import Chunk, Pass, forget_others, run_pass
 from components.data_preparation.workers import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,7 +60,7 @@ def number_rows(blocks: pa.Table) -> pa.Table:
 
 
 def read(files: list[Path]) -> list[int]:
-    return [n for file in files for table in iterate_tables(Chunk("x", (file,)), ["square"], 300) for n in table[0].to_pylist()]
+    return [number for file in files for number in Chunk("x", (file,)).open()["square"]]
 
 
 @pytest.mark.parametrize(("num_processes", "batch_size"), [("1", 1), ("1", 10_000), ("2", 333)])
@@ -108,8 +108,7 @@ def test_columns_of_two_passes_stand_side_by_side(tmp_path: Path) -> None:
     (chunk,) = chunks_in(tmp_path, 1)
     (file,) = run_pass(step(), [chunk], tmp_path / "made")
     both = Chunk("both", (*chunk.files, file))
-    for table in iterate_tables(both, ["number", "square"], 64):
-        assert [n * n for n in table[0].to_pylist()] == table[1].to_pylist()
+    assert all(row["number"] ** 2 == row["square"] for row in both.open())
 
 
 def test_a_killed_pass_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
