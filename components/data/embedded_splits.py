@@ -6,8 +6,6 @@ from components.data.embedded_files import write_examples
 from components.data.embedded_world import EmbeddedWorld, draw_ood_sets, draw_splits
 from components.params import WorldParams
 
-EMBEDDED_SPLITS = ("train", "validation", "test")
-
 
 def write_world(folder: Path, params: WorldParams) -> None:
     world = EmbeddedWorld(params)

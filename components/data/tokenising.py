@@ -3,7 +3,6 @@
 The tables are made of numpy arrays, not of a list for each row: the tokenizer shall be what takes the time.
 """
 
-import json
 from array import array
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from components.artifacts import fingerprint_bytes
 from components.data.chat_text import ChatText
+from components.data.conversations import decode_conversation
 from components.data.rendering import mark_batch
 from components.data.target_marks import MarkedRow
 from components.data.unrenderable import UnrenderableError
@@ -43,7 +43,7 @@ def tokenise_table(
     """
     texts = conversations if isinstance(conversations, list) else conversations.to_pylist()
     present = [(index, text) for index, text in enumerate(texts) if text is not None]
-    chats = [tuple([{"role": role, "content": said} for role, said in json.loads(text)]) for _, text in present]
+    chats = [decode_conversation(text) for _, text in present]
     rows = [NOTHING] * len(texts)
     faults: list[UnrenderableError | None] = [None] * len(texts)
     for (index, _), result in zip(present, mark_batch(chats, tokenizer, max_length), strict=True):

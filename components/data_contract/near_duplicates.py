@@ -69,7 +69,7 @@ def similarity_of(first: Hashes, second: Hashes) -> float:
 def near_duplicate_groups(bands: Hashes, content_of: Callable[[int], Sequence[Sequence[str]]], similarity: float = 0.8) -> Rows:
     """For every row the earlier row that it nearly repeats, or -1. Exact repeats are near ones, too.
 
-    bands       [R, 16]; may be a memory map, it is read one column at a time and then row by row
+    bands       [R, 16]; may be a memory map, it is read one column at a time
     content_of  number of a row -> its [role, content] pairs; asked only for rows that share a band with another
 
     Every row is compared with at most 8 earlier rows, so the time is linear however many rows share a band (templates): a
@@ -79,7 +79,7 @@ def near_duplicate_groups(bands: Hashes, content_of: Callable[[int], Sequence[Se
     content = _ShingleCache(content_of)
     repeats = np.full(len(bands), -1, dtype=np.int64)
     for row in buckets.rows_with_company():
-        candidates = buckets.candidates(row, bands)
+        candidates = buckets.candidates(row)
         mine = content.of(row) if len(candidates) else None
         for candidate in candidates:
             if mine is not None and similarity_of(mine, content.of(candidate)) >= similarity:
@@ -117,7 +117,7 @@ class _Buckets:
     def rows_with_company(self) -> list[int]:
         return [int(row) for row in np.flatnonzero((self._of_row >= 0).any(axis=1))]
 
-    def candidates(self, row: int, bands: Hashes) -> list[int]:
+    def candidates(self, row: int) -> list[int]:
         """Earlier rows that share a band, those that share the most first, then the earliest."""
         buckets = self._mine(row)
         rooms = [self._kept[first : first + room] for first, room in zip(self._first[buckets], self._room[buckets], strict=True)]

@@ -110,12 +110,6 @@ def ngrams(text: str, n: int) -> list[str]:
     return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
-def normalised_fingerprint(text: str) -> str:
-    """Equal for texts that differ in case, Unicode form or whitespace only; punctuation counts (it is meaning in code)."""
-    normalised = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return fingerprint_bytes(" ".join(normalised.split()).encode("utf-8", "surrogatepass"))
-
-
 class OverlapIndex:
     """The held-out items, as sorted 64-bit hashes beside the number of the item: 12 bytes per n-gram, no text kept.
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from components.data.tokenized import SPLITS
 from components.data_preparation.drawn_rows import DrawnRows
 from components.data_preparation.findings import Findings
 from components.data_preparation.frames import targets_of_rows
-from components.data_preparation.splits import SPLITS
 
 Numbers = npt.NDArray[np.int32]
 MAX_BINS = 24

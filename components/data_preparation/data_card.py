@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from components.artifacts import write_json
 from components.data.source_files import SourceFile
+from components.data.tokenized import SPLITS
 from components.data_preparation.card_findings import findings_of_rows, languages_of_rows
 from components.data_preparation.card_samples import example_rows, quarantine_samples, source_bounds
 from components.data_preparation.card_sizes import RowSizes, histograms, lengths, measure_rows, rows_cut
 from components.data_preparation.findings import kind_of_code
-from components.data_preparation.splits import SPLITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,8 +9,7 @@ import numpy.typing as npt
 from components.data_preparation.salted_hash import Hashes, salted_hash
 
 TRAIN, VALIDATION, TEST = range(3)
-SPLITS = ("train", "validation", "test")
-"""Names of the numbers that split_by_hash gives."""
+"""Their names, in this order: components.data.tokenized.SPLITS."""
 _SALT = b"split/v1"
 
 

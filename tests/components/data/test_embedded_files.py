@@ -8,11 +8,12 @@ import pytest
 
 from components.artifacts import fingerprint_file
 from components.data.embedded_files import FILE_NAMES, LAWS_SUFFIX, messages_of, read_laws, write_examples
-from components.data.embedded_splits import EMBEDDED_SPLITS, write_world
+from components.data.embedded_splits import write_world
 from components.data.embedded_world import SCHEMAS, EmbeddedWorld
 from components.data.held_out import list_ood_files, read_ood_items
 from components.data.json_rows import read_rows
 from components.data.schemas import parse_row
+from components.data.tokenized import SPLITS
 from components.params import WorldParams
 
 SMALL = WorldParams(num_train_examples=30, num_validation_examples=6, num_test_examples=6, num_ood_items_per_task=5)
@@ -41,7 +42,7 @@ def test_what_is_written_in_a_schema_is_read_back_as_the_same_conversation(schem
 
 
 def test_every_split_holds_every_schema_and_a_law_for_each_answered_word(folder: Path) -> None:
-    for split in EMBEDDED_SPLITS:
+    for split in SPLITS:
         files = data_files(folder / "raw" / split)
         assert {file.name for file in files} == {FILE_NAMES[schema] for schema in SCHEMAS}
         for file in files:

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from components.data_contract.overlap import OverlapIndex, ngrams, normalised_fingerprint, units
+from components.data_contract.overlap import OverlapIndex, ngrams, units
 
 VOCABULARY = [f"w{index}" for index in range(5000)]
 QUESTION = "a farmer has twelve hens and each hen lays two eggs every day how many eggs does he sell in a week"
@@ -137,7 +137,6 @@ def test_a_text_without_words_matches_nothing() -> None:
 
 def test_a_lone_surrogate_is_a_letter_like_another() -> None:
     assert OverlapIndex(["broken"], ["x\ud800y z"]).find("X\ud800Y  z") == ["broken"]
-    assert normalised_fingerprint("x\ud800") != normalised_fingerprint("x")
 
 
 def test_every_text_needs_an_id() -> None:
@@ -150,13 +149,6 @@ def test_the_index_holds_twelve_bytes_for_each_ngram() -> None:
     num_ngrams = len(QUESTION.split()) - 12
     assert len(index) == num_ngrams
     assert index._hashes.nbytes + index._owners.nbytes == 12 * num_ngrams
-
-
-def test_a_fingerprint_ignores_case_form_and_whitespace_and_nothing_else() -> None:
-    same = ["Straße  café\n", "STRASSE CAFÉ", unicodedata.normalize("NFD", "strasse café"), "\u2003strasse\u00a0café"]
-    assert len({normalised_fingerprint(text) for text in same}) == 1
-    other = ["strasse cafe", "strassecafé", "strasse, café", "strasse café."]
-    assert len({normalised_fingerprint(text) for text in [same[0], *other]}) == 1 + len(other)
 
 
 def test_an_ngram_that_many_items_share_is_their_template_and_names_none_of_them() -> None:

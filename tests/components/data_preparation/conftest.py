@@ -149,8 +149,8 @@ def _write(rows: Sequence[Mapping[str, Any]], name: str, file: Path) -> Path:
 
 
 def _findings(whole: Sequence[Mapping[str, Any]]) -> Any:
+    from components.data.tokenized import SPLITS
     from components.data_preparation.findings import NONE, Findings, code_of
-    from components.data_preparation.splits import SPLITS
 
     return Findings(
         split=np.array([SPLITS.index(row["split"]) for row in whole], dtype=np.int8),

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from components.data.tokenized import SPLITS
 from components.data_preparation.sampling import SourceRows, draw_rows
-from components.data_preparation.splits import SPLITS, TEST, TRAIN, VALIDATION, split_by_hash
+from components.data_preparation.splits import TEST, TRAIN, VALIDATION, split_by_hash
 
 HASHES = arrays.arrays(np.uint64, st.integers(0, 40))
 FRACTIONS = st.floats(0.0, 0.499)
