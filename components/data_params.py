@@ -20,7 +20,7 @@ class SourceParams(Section):
     """What is said of one source: a file or folder below data.path, or a hub id."""
 
     weight: Annotated[float, Field(gt=0.0)] | None = None
-    """Relative number of rows among the sources that have one; None takes all rows."""
+    """Relative number of rows among the sources that have one (a folder: of all its files together); None takes all rows."""
     licence: str | None = None
     """As given by whoever published it; it stands in the data card."""
     max_examples: Count | None = None
