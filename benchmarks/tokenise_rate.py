@@ -33,7 +33,8 @@ import transformers
 from datasets import Dataset, Features
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from components.data.rendering import apply_template, render_batch
+from components.data.chat_templates import apply_template
+from components.data.rendering import render_batch
 from components.data.tokenising import TOKENISED, tokenise_table
 
 MAX_LENGTH = 1 << 14

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from components.data.chat_templates import apply_template
 from components.data.faults import BadRowError
-from components.data.rendering import UnrenderableError, apply_template, render_batch
+from components.data.rendering import render_batch
 from components.data.schemas import parse_rows
+from components.data.unrenderable import UnrenderableError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside the project (../shared/data is absent)")

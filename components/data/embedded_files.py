@@ -8,9 +8,8 @@ from typing import Any
 from components.artifacts import write_text
 from components.data.conversations import Message
 from components.data.embedded_world import Example
+from components.data.file_kinds import LAWS_SUFFIX
 
-LAWS_SUFFIX = ".laws.jsonl"
-"""Files that hold the true laws of the embedded world beside its data; not data themselves."""
 FILE_NAMES = {"alpaca": "alpaca.json", "sharegpt": "sharegpt.json", "gsm8k": "gsm8k.jsonl", "messages": "messages.jsonl"}
 
 

@@ -7,25 +7,28 @@ place and its bytes. Blank lines are no rows.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from components.data.faults import BadRowError
 from components.data.file_forms import Form, form_of_name, plain_file
 from components.data.list_scanning import Window, close_list, elements, open_list
-from components.data.parquet_rows import read_groups, row_groups
+from components.data.parquet_rows import read_table, row_groups
 from components.data.strict_json import BLANK, decode_row
 from components.errors import DataError
 
 TARGET_BYTES = 1 << 22
 MAX_ROW_BYTES = 1 << 26
+MAX_BLOCKS_PER_GROUP = 64
+"""Of a Parquet row group, whose first rows are decoded again for every block of it."""
 RAW_BYTES = 1 << 16
 """What is kept of a row that is longer than MAX_ROW_BYTES."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a file: bytes [start, stop) of it, or row groups of Parquet. Plain values, for other processes."""
+    """Rows of a file: bytes [start, stop) of it, or rows [start, stop) of Parquet. Plain values, for other processes."""
 
     path: str
     form: Form
@@ -65,7 +68,7 @@ def cut_blocks(file: Path, *, work: Path, target_bytes: int = TARGET_BYTES) -> I
 def read_block(block: Block) -> Iterator[RawRow]:
     """Every row of the block with its place in the file: line, number in the list, or row of the table, from 1."""
     if block.form == "parquet":
-        rows = read_groups(Path(block.path), block.start, block.stop)
+        rows = read_table(Path(block.path), block.start, block.stop)
         yield from (RawRow(place, value, raw, len(raw)) for place, (value, raw) in enumerate(rows, start=block.first_place))
         return
     with open(block.path, "rb") as handle:
@@ -138,12 +141,9 @@ def _cut_list(file: Path, shown: Path, target_bytes: int) -> Cut:
 
 
 def _cut_parquet(file: Path, shown: Path, target_bytes: int) -> Cut:
-    first, held, rows, place = 0, 0, 0, 1
-    groups = row_groups(file, shown)
-    for number, (num_rows, num_bytes) in enumerate(groups):
-        if rows and held + num_bytes > target_bytes:
-            yield first, number, place
-            first, held, place, rows = number, 0, place + rows, 0
-        held, rows = held + num_bytes, rows + num_rows
-    if rows:
-        yield first, len(groups), place
+    first = 0
+    for num_rows, num_bytes in row_groups(file, shown):
+        num_blocks = min(num_rows, -(-num_bytes // target_bytes), MAX_BLOCKS_PER_GROUP)
+        edges = [first + num_rows * block // num_blocks for block in range(num_blocks + 1)] if num_rows else []
+        yield from ((start, stop, start + 1) for start, stop in pairwise(edges))
+        first += num_rows

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from components.data.conversations import Conversation
-from components.data.embedded_files import LAWS_SUFFIX
 from components.data.faults import BadRowError
+from components.data.file_kinds import LAWS_SUFFIX, is_data, is_foreign_data, repair_of
 from components.data.json_rows import read_rows, read_utf8
 from components.data.schemas import parse_row
 from components.data.strict_json import kind_of, text_of
@@ -46,9 +46,16 @@ def list_ood_files(path: Path) -> list[Path]:
     """Every set file at `path`: one file, or all of a folder and its subfolders, in name order."""
     files = [path] if path.is_file() else sorted(_walk(path))
     found = [file for file in files if file.suffix in SUFFIXES and not file.name.endswith(LAWS_SUFFIX)]
+    for file in files:
+        if file.suffix not in SUFFIXES and (is_data(file.name) or is_foreign_data(file.name)):
+            raise DataError(f"data.ood_path: {file} is no held-out set: those are .json, .jsonl or .txt. {_repair(file.name)}")
     if not found:
         raise DataError(f"data.ood_path: no .json, .jsonl or .txt set at {path}. Put held-out sets there or set data.ood_path")
     return found
+
+
+def _repair(name: str) -> str:
+    return "Unpack or convert it to one of them, or move it out" if is_data(name) else repair_of(name)
 
 
 def _refuse_unlisted(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file: a row group is the least that is read at once, a batch the most that is held as Python objects."""
+"""Rows of a Parquet file: a batch is the most that is held as Python objects, whatever the size of the row groups."""
 
 import json
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from components.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 BATCH_ROWS = 512
 
@@ -26,17 +27,34 @@ def row_groups(file: Path, shown: Path) -> list[tuple[int, int]]:
         raise _broken(shown, error) from None
 
 
-def read_groups(file: Path, start: int, stop: int) -> Iterator[tuple[Any, bytes]]:
-    """Value and text (as JSON) of each row of the row groups from `start` to before `stop`."""
+def read_table(file: Path, start: int, stop: int) -> Iterator[tuple[Any, bytes]]:
+    """Value and text (as JSON) of each row from number `start` to before `stop`, from 0. Of the row group that holds them the
+    rows before are decoded, too."""
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(BATCH_ROWS, row_groups=range(start, stop), use_threads=False):
+            for batch in _batches(opened, start, stop):
                 for value in _values(batch):
                     yield value, b"" if isinstance(value, BadRowError) else _text(value)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _broken(file, error) from None
+
+
+def _batches(opened: "pyarrow.parquet.ParquetFile", start: int, stop: int) -> Iterator["pyarrow.RecordBatch"]:
+    first = 0
+    for group in range(opened.num_row_groups):
+        after = first + opened.metadata.row_group(group).num_rows
+        if first < stop and after > start:
+            place = first
+            for batch in opened.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
+                begin, end = max(start - place, 0), min(stop - place, batch.num_rows)
+                if begin < end:
+                    yield batch.slice(begin, end - begin)
+                place += batch.num_rows
+                if place >= stop:
+                    return
+        first = after
 
 
 def _values(batch: "pyarrow.RecordBatch") -> Iterator[Any]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from components.artifacts import fingerprint_json, fingerprint_row
-from components.data.chat_templates import TEMPLATES, apply_template
 from components.data.chat_text import ChatText, ChatWriter, Messages, chat_writer
 from components.data.target_marks import MarkedRow, encode_and_mark, refuse_lossy
 from components.data.unrenderable import DoesNotFitError, UnrenderableError
@@ -18,19 +17,6 @@ from components.data.unrenderable import DoesNotFitError, UnrenderableError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "TEMPLATES",
-    "DoesNotFitError",
-    "RenderedExample",
-    "UnrenderableError",
-    "apply_template",
-    "mark_batch",
-    "render",
-    "render_batch",
-    "render_prompt",
-    "template_fingerprint",
-    "tokenizer_fingerprint",
-]
 Result = MarkedRow | UnrenderableError
 
 

@@ -6,6 +6,7 @@ R rows over all sources, in the order of the sources. Columns are named by the p
 
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,8 @@ from datasets import Dataset
 from components.data.source_files import SourceFile
 from components.data_preparation.cached_pass import Chunk
 
+MAX_OPENED = 64
+"""Chunks kept open for single rows: opening one takes milliseconds."""
 BATCH_ROWS = 20_000
 """Rows in memory at a time, with their tokens."""
 
@@ -46,7 +49,7 @@ class DrawnRows:
         self.fixed_splits = list(fixed_splits)
         self.chunks = list(chunks)
         self._starts = [chunk.start for chunk in self.chunks]
-        self._opened: tuple[int, Dataset] | None = None
+        self._opened: OrderedDict[int, Dataset] = OrderedDict()
 
     def __len__(self) -> int:
         return self.chunks[-1].start + self.chunks[-1].num_rows if self.chunks else 0
@@ -81,9 +84,11 @@ class DrawnRows:
     def turns(self, row: int) -> list[list[str]]:
         """[role, content] pairs of one row (of those that could be parsed)."""
         position = bisect_right(self._starts, row) - 1
-        if self._opened is None or self._opened[0] != position:
-            self._opened = (position, self.chunks[position].read("parsed").select_columns(["conversation"]))
-        turns: list[list[str]] = json.loads(self._opened[1][row - self._starts[position]]["conversation"])
+        if position not in self._opened:
+            self._opened[position] = self.chunks[position].read("parsed").select_columns(["conversation"])
+            if len(self._opened) > MAX_OPENED:
+                self._opened.popitem(last=False)
+        turns: list[list[str]] = json.loads(self._opened[position][row - self._starts[position]]["conversation"])
         return turns
 
     def row_id(self, row: int) -> str:

@@ -48,19 +48,23 @@ def kind_of_code(code: int) -> FaultKind | None:
 
 
 def find(rows: DrawnRows, split: npt.NDArray[np.int8], contract: DataContractParams, work: Path) -> Findings:
-    """Everything that is told from all rows together, and the rows that the policy sets aside."""
-    fault = _faults_of_passes(rows)
-    is_sound = fault == 0
-    order = np.lexsort((np.arange(len(rows)), -split.astype(np.int8)))
-    order = order[is_sound[order]]
-    repeats = _first_copies(rows.numbers("parsed.content_hash"), order)
-    distinct = order[repeats[order] == NONE]
-    nearly = _near_copies(rows, distinct, contract.near_duplicate_similarity, work)
-    found = Findings(split, repeats, nearly, fault)
-    for kind in _POLICIES:
+    """Everything that is told from all rows together, and the rows that the policy sets aside.
+
+    First for what they hold themselves: a copy of a row that is set aside is no copy.
+    """
+    nobody = np.full(len(rows), NONE, dtype=np.int64)
+    found = Findings(split, nobody, nobody, _faults_of_passes(rows))
+    for kind, marks_of in _OF_ROWS.items():
         if kind.value in contract.quarantine:
-            marks = _POLICIES[kind](rows, found, contract) & found.is_used
-            found.fault[marks] = code_of(kind)
+            found.fault[marks_of(rows, found, contract) & found.is_used] = code_of(kind)
+    order = np.lexsort((np.arange(len(rows)), -split.astype(np.int8)))
+    order = order[found.is_used[order]]
+    found.repeats = _first_copies(rows.numbers("parsed.content_hash"), order)
+    distinct = order[found.repeats[order] == NONE]
+    found.nearly_repeats = _near_copies(rows, distinct, contract.near_duplicate_similarity, work)
+    for kind, copies in ((FaultKind.DUPLICATE, found.repeats), (FaultKind.NEAR_DUPLICATE, found.nearly_repeats)):
+        if kind.value in contract.quarantine:
+            found.fault[(copies != NONE) & found.is_used] = code_of(kind)
     return found
 
 
@@ -129,11 +133,9 @@ def _overlapping(column: str) -> Callable[[DrawnRows, Findings, DataContractPara
     return lambda rows, found, contract: is_listed(rows, column) & (found.split == TRAIN)
 
 
-_POLICIES: dict[FaultKind, Callable[[DrawnRows, Findings, DataContractParams], Marks]] = {
+_OF_ROWS: dict[FaultKind, Callable[[DrawnRows, Findings, DataContractParams], Marks]] = {
     FaultKind.SECRET: _listed("inspected.secrets"),
     FaultKind.PERSONAL_DATA: _listed("inspected.personal_data"),
-    FaultKind.DUPLICATE: lambda rows, found, contract: found.repeats != NONE,
-    FaultKind.NEAR_DUPLICATE: lambda rows, found, contract: found.nearly_repeats != NONE,
     FaultKind.OOD_OVERLAP: _overlapping("overlapped.ood_overlaps"),
     FaultKind.TEST_OVERLAP: _overlapping("overlapped.test_overlaps"),
     FaultKind.ENCODING: _listed("inspected.encoding_faults"),

@@ -34,7 +34,7 @@ def sources_of_files(params: DataParams, root: Path, hub_cache: Path) -> list[So
 def _list_test_files(params: DataParams, root: Path) -> list[SourceFile]:
     """Files of an own in-domain test set; none while nothing lies there."""
     folder = root / params.test_path
-    if not folder.exists() and params.test_path == DataParams.model_fields["test_path"].default:
+    if not folder.exists() and not folder.is_symlink() and params.test_path == DataParams.model_fields["test_path"].default:
         return []
     if folder.is_dir() and all(is_passed_over(name) for _, _, names in os.walk(folder, followlinks=True) for name in names):
         return []

@@ -9,7 +9,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from components.errors import DataError, ParamsError
 
 VARIABLE = "BALLAST_NUM_PROCESSES"
 """Processes at most, where not every core is ours; what is made does not depend on it."""
@@ -22,8 +25,12 @@ _inherited: Callable[[Any], Any] | None = None
 
 def count_processes() -> int:
     """All cores that this process may use, or what BALLAST_NUM_PROCESSES says."""
-    said = os.environ.get(VARIABLE, "")
-    return max(1, int(said)) if said.isdigit() else len(os.sched_getaffinity(0))
+    said = os.environ.get(VARIABLE, "").strip()
+    if not said:
+        return len(os.sched_getaffinity(0))
+    if not said.isdigit() or int(said) < 1:
+        raise ParamsError(f"{VARIABLE} is {said!r}. Set it to a number of processes from 1 on, or unset it")
+    return int(said)
 
 
 def map_on_cores(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
@@ -39,6 +46,11 @@ def map_on_cores(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     with ProcessPoolExecutor(num_processes, context, initializer=_begin, initargs=(function, os.getpid())) as pool:
         try:
             yield from pool.map(_call, tasks)
+        except BrokenProcessPool:
+            raise DataError(
+                f"one of {num_processes} worker processes was killed, most likely because the memory is full. Run the same command "
+                f"again (it goes on where it was), with fewer processes: {VARIABLE}={max(1, num_processes // 2)}"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

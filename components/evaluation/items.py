@@ -8,8 +8,8 @@ option has the highest summed logprob).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from components.data.rendering import DoesNotFitError
 from components.data.tokenized import TokenizedRow
+from components.data.unrenderable import DoesNotFitError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

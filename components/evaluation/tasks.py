@@ -13,7 +13,8 @@ from components.data.conversations import Conversation
 from components.data.embedded_files import read_laws
 from components.data.held_out import Question, read_ood_items
 from components.data.json_rows import read_utf8
-from components.data.rendering import UnrenderableError, render
+from components.data.rendering import render
+from components.data.unrenderable import UnrenderableError
 from components.errors import DataError
 from components.evaluation.items import EvaluationItem, ItemRow, continuation_row, start_token
 

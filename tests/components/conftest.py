@@ -112,7 +112,7 @@ def make_new_tokenizer() -> Callable[..., Any]:
 def _make(kind: str, chat: ChatFormat | None) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    from components.data.rendering import apply_template
+    from components.data.chat_templates import apply_template
 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=_train(kind),

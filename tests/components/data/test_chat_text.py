@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from components.data.chat_templates import TEMPLATES
 from components.data.chat_text import chat_writer
 from components.data.faults import FaultKind
-from components.data.rendering import RenderedExample, UnrenderableError, render, render_batch, render_prompt
+from components.data.rendering import RenderedExample, render, render_batch, render_prompt
 from components.data.template_flow import only_places_texts
+from components.data.unrenderable import UnrenderableError
 from components.models import EMBEDDED_CHAT_TEMPLATE
 from tests.components.conftest import FORMATS, KINDS
 

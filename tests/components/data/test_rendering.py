@@ -10,17 +10,10 @@ from typing import Any
 import pytest
 
 from components.data import chat_templates, chat_text
+from components.data.chat_templates import apply_template
 from components.data.faults import FaultKind
-from components.data.rendering import (
-    DoesNotFitError,
-    RenderedExample,
-    UnrenderableError,
-    apply_template,
-    render,
-    render_prompt,
-    template_fingerprint,
-    tokenizer_fingerprint,
-)
+from components.data.rendering import RenderedExample, render, render_prompt, template_fingerprint, tokenizer_fingerprint
+from components.data.unrenderable import DoesNotFitError, UnrenderableError
 from components.errors import DataError, ModelError
 from components.models import build_word_tokenizer
 from tests.components.conftest import FORMATS, KINDS

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components.data.chat_templates import apply_template
 from components.data.faults import FaultKind
-from components.data.rendering import UnrenderableError, apply_template, render
+from components.data.rendering import render
 from components.data.round_trip import round_trip
+from components.data.unrenderable import UnrenderableError
 from components.models import build_word_tokenizer
 from tests.components.conftest import FORMATS
 

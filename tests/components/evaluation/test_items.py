@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from components.data.rendering import DoesNotFitError
 from components.data.tokenized import TokenizedRow
+from components.data.unrenderable import DoesNotFitError
 from components.evaluation.items import EvaluationItem, ItemRow, continuation_row, item_of_row
 from tests.components.conftest import KINDS
 
