@@ -124,6 +124,14 @@ def read_json(path: Path, *, made_by: str) -> Any:
         raise ArtifactError(f"{path} is not valid JSON ({error}). Make it again with: dvc repro -f -s {made_by}") from None
 
 
+def _remove_abandoned(folder: Path, name: str) -> None:
+    """What killed processes have left of an artifact with this name."""
+    for left in folder.glob(f"{name}.*"):
+        process = left.name.removeprefix(f"{name}.").partition(".")[0]
+        if not (process.isdigit() and Path(f"/proc/{process}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
     """Yield a scratch folder that replaces `target` when the block ends well; nothing half written is ever at `target`.
@@ -132,7 +140,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     (WORK / "staging").mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=WORK / "staging", prefix=f"{target.name}."))
+    _remove_abandoned(WORK / "staging", target.name)
+    staging = Path(tempfile.mkdtemp(dir=WORK / "staging", prefix=f"{target.name}.{os.getpid()}."))
     try:
         yield staging
         os.chmod(staging, 0o755)

@@ -23,21 +23,23 @@ def prepare_data(*, data: DataParams, data_contract: DataContractParams, world: 
     from components.data_preparation.inputs import embedded_sources, held_out_index, sources_of_files
     from components.data_preparation.prepare import prepare
     from components.data_preparation.publish import count_rows, write_splits
+    from components.data_preparation.workplace import alone_in
     from components.models import load_base_tokenizer, require_positions
 
     require_positions(data.max_length)
     tokenizer = load_base_tokenizer()
     template = apply_template(tokenizer, data.chat_template)
-    with publish_folder(DATA) as staging:
+    work = WORK / "prepared_rows"
+    with alone_in(work), publish_folder(DATA) as staging:
         if data.source == "embedded":
             write_world(staging, world)
             sources, held_out = embedded_sources(staging / "raw"), staging / "ood"
         else:
             sources, held_out = sources_of_files(data, ROOT, WORK / "hub"), ROOT / data.ood_path
         index = held_out_index(held_out, data_contract.overlap_words)
-        prepared = prepare(sources, tokenizer, data, data_contract, index, WORK / "prepared_rows")
+        prepared = prepare(sources, tokenizer, data, data_contract, index, work)
         check(prepared, tokenizer, data, data_contract, staging, failures=WORK / "prepare_data_failed")
-        write_splits(prepared, tokenizer, staging)
+        write_splits(prepared, tokenizer, staging, with_laws=data.source == "embedded")
         counts = count_rows(prepared)
         write_json(staging / "counts.json", counts)
         write_data_card(prepared, tokenizer, template, counts, staging, max_length=data.max_length)

@@ -28,6 +28,8 @@ DATE = "26 Jul 2024"
 BEFORE, AFTER = "\n \t", "\t \n"
 """Around a placeholder; what is left of them tells what the template trims."""
 MAX_LAYOUTS = 1024
+_MARKER = re.compile(r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>")
+"""A template may make others from parts (`'<|' + role + '|>'`): those are tokens of the models that they are for."""
 Messages = tuple[Message, ...]
 
 
@@ -89,12 +91,8 @@ class ChatWriter:
         self._tokenizer = tokenizer
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
         self._places_only = only_places_texts(_source(tokenizer))
-        special = sorted(
-            (token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content),
-            key=len,
-            reverse=True,
-        )
-        self._control_tokens = re.compile("|".join(map(re.escape, special)) or "(?!)")
+        control = sorted(_control_texts(tokenizer), key=len, reverse=True)
+        self._control_tokens = re.compile("|".join(map(re.escape, control)) or "(?!)")
         self._has_system_turn = True
         self._has_system_turn = self._writes_system_turns()
 
@@ -201,6 +199,14 @@ def _source(tokenizer: "PreTrainedTokenizerBase") -> str:
         return tokenizer.get_chat_template()
     except ValueError:
         return ""
+
+
+def _control_texts(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """What would open or close a turn if a text spelled it: special tokens, other added tokens that the template writes, and
+    markers of the template that are no tokens of this tokenizer (`chatml` for a model that was not made for it)."""
+    source = _source(tokenizer)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in source}
+    return {text for text in added | set(_MARKER.findall(source)) if text}
 
 
 def _find(said: str, text: str, begin: int, end: int, turn: int) -> tuple[int, int]:

@@ -141,9 +141,17 @@ def _cut_list(file: Path, shown: Path, target_bytes: int) -> Cut:
 
 
 def _cut_parquet(file: Path, shown: Path, target_bytes: int) -> Cut:
-    first = 0
+    """Small row groups together, a large one in parts."""
+    start, stop, held = 0, 0, 0
     for num_rows, num_bytes in row_groups(file, shown):
-        num_blocks = min(num_rows, -(-num_bytes // target_bytes), MAX_BLOCKS_PER_GROUP)
-        edges = [first + num_rows * block // num_blocks for block in range(num_blocks + 1)] if num_rows else []
-        yield from ((start, stop, start + 1) for start, stop in pairwise(edges))
-        first += num_rows
+        if stop > start and held + num_bytes > target_bytes:
+            yield start, stop, start + 1
+            start, held = stop, 0
+        stop, held = stop + num_rows, held + num_bytes
+        num_blocks = min(num_rows, held // target_bytes, MAX_BLOCKS_PER_GROUP)
+        if num_blocks > 1:
+            edges = [start + (stop - start) * block // num_blocks for block in range(num_blocks + 1)]
+            yield from ((first, after, first + 1) for first, after in pairwise(edges))
+            start, held = stop, 0
+    if stop > start:
+        yield start, stop, start + 1

@@ -38,6 +38,8 @@ _OTHER_BYTES: dict[bytes, str] = {
     b"PK\x03\x04": "a zip archive. Unpack it: unzip",
     b"BZh": "packed with bzip2. Unpack it: bunzip2 (only gzip and zstd are read as they are)",
     b"\xfd7zXZ": "packed with xz. Unpack it: unxz (only gzip and zstd are read as they are)",
+    b"\xff\xfe\0\0": "UTF-32. Convert it: iconv -f utf-32 -t utf-8",
+    b"\0\0\xfe\xff": "UTF-32. Convert it: iconv -f utf-32 -t utf-8",
     b"\xff\xfe": "UTF-16. Convert it: iconv -f utf-16 -t utf-8",
     b"\xfe\xff": "UTF-16. Convert it: iconv -f utf-16 -t utf-8",
 }

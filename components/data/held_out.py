@@ -24,6 +24,7 @@ from components.data.file_kinds import LAWS_SUFFIX, is_data, is_foreign_data, re
 from components.data.json_rows import read_rows, read_utf8
 from components.data.schemas import parse_row
 from components.data.strict_json import kind_of, text_of
+from components.data.turns import ROLES
 from components.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".txt")
@@ -107,10 +108,15 @@ def ood_texts(file: Path) -> list[str]:
     return [text for text in texts if len(text.split()) >= MIN_WORDS]
 
 
+def _speaker(turn: Row) -> str | None:
+    role = turn.get("role", turn.get("from"))
+    return ROLES.get(role.lower(), role) if isinstance(role, str) else None
+
+
 def _strings(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, dict) and value.get("role", "user") != "user":
+    if isinstance(value, dict) and _speaker(value) not in (None, "user"):
         return []
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [text for part in parts for text in _strings(part)]

@@ -24,7 +24,7 @@ Turns = list[list[str]]
 MAX_FINDINGS = 100
 """Kept of one row and column: a broken book holds a fault in every word."""
 MAX_NAMES = 3
-MIN_QUESTION = 5
+MIN_QUESTION = 4
 """A question of fewer units ("What is up?") is asked in every set."""
 MAX_SHARED = 10
 """An n-gram of more test rows than this belongs to their template."""
@@ -71,13 +71,15 @@ def index_of_questions(names: Sequence[str], conversations: Sequence[str], n: in
 
     Answers stay out: in GSM8K every tenth one holds a sum that others work out, too (a whole repeated row is found by its
     content hash). Later turns stay out where they are shorter than n units ("Please go on."), first ones below MIN_QUESTION.
+    A question that several rows ask is held once, so that only what different questions share is taken for their template.
     """
-    pairs = [
-        (name, content)
-        for name, text in zip(names, conversations, strict=True)
-        for number, content in enumerate(content for role, content in json.loads(text) if role == "user")
-        if len(units(content)) >= (n if number else MIN_QUESTION)
-    ]
+    first_of: dict[tuple[str, ...], tuple[str, str]] = {}
+    for name, text in zip(names, conversations, strict=True):
+        for number, content in enumerate(content for role, content in json.loads(text) if role == "user"):
+            words = units(content)
+            if len(words) >= (n if number else MIN_QUESTION):
+                first_of.setdefault(tuple(words), (name, content))
+    pairs = list(first_of.values())
     return OverlapIndex([name for name, _ in pairs], [text for _, text in pairs], n, max_ids=MAX_SHARED)
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
+from components.data.file_blocks import Block
 from components.data.source_files import SourceFile
 from components.data_preparation.cached_pass import Chunk
 
@@ -29,13 +30,14 @@ BATCH_ROWS = 20_000
 
 @dataclass
 class DrawnChunk:
-    """`start`: its first row among all R; the files are added as passes leave them."""
+    """`start`: its first row among all R; the files are added as passes leave them. `block`: where they stand in the source."""
 
     source: int
     parsed: Chunk
     start: int
     num_rows: int
     files: dict[str, Path] = field(default_factory=dict)
+    block: Block | None = None
 
     def read(self, name: str) -> Dataset:
         return self.parsed.open() if name == "parsed" else Dataset.from_file(str(self.files[name]))
@@ -90,6 +92,9 @@ class DrawnRows:
                 self._opened.popitem(last=False)
         turns: list[list[str]] = json.loads(self._opened[position][row - self._starts[position]]["conversation"])
         return turns
+
+    def block_of(self, row: int) -> Block | None:
+        return self.chunks[bisect_right(self._starts, row) - 1].block
 
     def row_id(self, row: int) -> str:
         chunk = self.chunks[bisect_right(self._starts, row) - 1]

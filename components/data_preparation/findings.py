@@ -4,9 +4,11 @@ R rows. A row that could not be parsed or rendered is out before: it repeats not
 alike, the one that stands first is kept, test rows before validation rows before training rows: so what is held out stays.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import numpy.typing as npt
@@ -94,14 +96,14 @@ def _near_copies(rows: DrawnRows, order: Rows, similarity: float, work: Path) ->
         return nearly
     places = np.full(len(rows), NONE, dtype=np.int64)
     places[order] = np.arange(len(order))
-    file = work / "bands.bin"
-    bands = np.memmap(file, dtype=np.uint64, mode="w+", shape=(len(order), NUM_BANDS))
-    for start, _, table in rows.tables(["inspected.bands"]):
-        block = places[start : start + table.num_rows]
-        bands[block[block != NONE]] = bands_of(table.column(0))[block != NONE]
-    groups = near_duplicate_groups(bands, lambda position: rows.turns(int(order[position])), similarity)
+    with NamedTemporaryFile(dir=work, prefix="bands.") as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * NUM_BANDS * len(order))  # a full disk is an error here, not a crash in the map
+        bands = np.memmap(file.name, dtype=np.uint64, mode="r+", shape=(len(order), NUM_BANDS))
+        for start, _, table in rows.tables(["inspected.bands"]):
+            block = places[start : start + table.num_rows]
+            bands[block[block != NONE]] = bands_of(table.column(0))[block != NONE]
+        groups = near_duplicate_groups(bands, lambda position: rows.turns(int(order[position])), similarity)
     nearly[order] = np.where(groups == NONE, NONE, order[groups])
-    file.unlink()
     return nearly
 
 

@@ -16,7 +16,7 @@ from components.data_contract.tokenised_checks import prepared_rows
 from components.data_params import DataContractParams, DataParams
 from components.data_preparation.frames import raw_frames, tokenised_frames
 from components.data_preparation.prepare import Prepared
-from components.data_preparation.publish import write_quarantine
+from components.data_preparation.quarantined_rows import write_quarantine
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def check(
     write_data_docs(report, folder / "data_docs")
     write_json(folder / "validation.json", report.to_json())
     write_quarantine(prepared, folder / "quarantine.jsonl")
+    shutil.rmtree(failures, ignore_errors=True)  # what an earlier run has found says nothing of these rows
     if not report.success:
         _keep(folder, failures)
         _raise(report, failures)
@@ -52,7 +53,6 @@ def check(
 
 
 def _keep(folder: Path, failures: Path) -> None:
-    shutil.rmtree(failures, ignore_errors=True)
     failures.mkdir(parents=True)
     shutil.copytree(folder / "data_docs", failures / "data_docs")
     for name in ("quarantine.jsonl", "validation.json"):

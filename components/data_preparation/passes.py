@@ -23,8 +23,6 @@ from components.data_preparation.cached_pass import Pass
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_RAW_BYTES = 1 << 16
-"""Of a rejected row's own text, for quarantine.jsonl."""
 PARSED = pa.schema(
     [
         ("place", pa.int64()),
@@ -34,8 +32,6 @@ PARSED = pa.schema(
         ("content_hash", pa.uint64()),
         ("fault_kind", pa.string()),
         ("fault", pa.string()),
-        ("raw", pa.string()),
-        ("raw_bytes", pa.int64()),
     ]
 )
 STORED_INSPECTED = pa.schema(
@@ -90,10 +86,7 @@ def _parse_row(raw: RawRow) -> list[dict[str, Any]]:
             raise raw.value
         schema, examples = parse_rows(raw.value)
     except BadRowError as fault:
-        text = raw.raw[:MAX_RAW_BYTES].decode("utf-8", "backslashreplace")
-        num_bytes = raw.num_bytes if raw.num_bytes > MAX_RAW_BYTES else None  # told where the text is cut
-        about = {"fault_kind": fault.kind.value, "fault": str(fault), "raw": text, "raw_bytes": num_bytes}
-        return [{"place": raw.place, "part": 1, "schema": ""} | about]
+        return [{"place": raw.place, "part": 1, "schema": "", "fault_kind": fault.kind.value, "fault": str(fault)}]
     return [
         {
             "place": raw.place,

@@ -132,9 +132,8 @@ def _draw(
         marks = drawn[chunk.start : chunk.start + chunk.num_rows]
         indices = None if marks.all() else np.flatnonzero(marks)
         if marks.any():
-            taken.append(
-                DrawnChunk(chunk.source, Chunk(chunk.parsed.key, chunk.parsed.files, indices=indices), start, int(marks.sum()))
-            )
+            parsed_rows = Chunk(chunk.parsed.key, chunk.parsed.files, indices=indices)
+            taken.append(DrawnChunk(chunk.source, parsed_rows, start, int(marks.sum()), block=chunk.block))
             start += int(marks.sum())
     return DrawnRows(whole.sources, whole.fixed_splits, taken), tuple(len(one.is_rejected) for one in asked)
 
@@ -144,7 +143,8 @@ def _whole(sources: Sequence[Source], parsed: Sequence[Path], chunks: Sequence[C
     for file, chunk, owner in zip(parsed, chunks, owners, strict=True):
         read = Chunk(fingerprint_bytes(chunk.key.encode()), (file,))
         num_rows = len(read.open())
-        whole.append(DrawnChunk(owner, read, start, num_rows))
+        block = Block(**{name: values[0] for name, values in chunk.blocks.items()})
+        whole.append(DrawnChunk(owner, read, start, num_rows, block=block))
         start += num_rows
     return DrawnRows([source.file for source in sources], [source.split for source in sources], whole)
 

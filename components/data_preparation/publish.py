@@ -1,11 +1,10 @@
-"""Leaving prepared data behind: the splits, the quarantine, the identity that later stages check.
+"""Leaving prepared data behind: the splits, their counts, the identity that later stages check.
 
 Everything is written as it is read, some thousand rows at a time.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,9 @@ import pyarrow as pa
 
 from components.artifacts import write_json
 from components.data.embedded_files import read_laws
-from components.data.faults import FaultKind
 from components.data.rendering import template_fingerprint, tokenizer_fingerprint
 from components.data.source_files import SourceFile
 from components.data.tokenized import SPLITS, RowWriter, TokenizedRows
-from components.data_contract.personal_data import find_personal_data
-from components.data_contract.quarantine import quarantine_line, reason_of_findings
-from components.data_contract.secrets_in_text import find_secrets
 from components.data_preparation.findings import kind_of_code
 from components.data_preparation.frames import row_ids, targets_of_rows
 from components.data_preparation.prepare import Prepared
@@ -29,7 +24,6 @@ from components.data_preparation.prepare import Prepared
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNSAID = "the row holds what looks like a secret or personal data, so neither its text nor what is wrong with it is repeated"
 _ROW_COLUMNS = [
     "parsed.place",
     "parsed.part",
@@ -38,24 +32,9 @@ _ROW_COLUMNS = [
     "tokenised.input_ids",
     "tokenised.is_target",
 ]
-_FAULT_COLUMNS = [
-    "parsed.place",
-    "parsed.part",
-    "parsed.conversation",
-    "parsed.fault",
-    "parsed.raw",
-    "parsed.raw_bytes",
-    "tokenised.fault",
-    "inspected.encoding_faults",
-    "inspected.secrets",
-    "inspected.personal_data",
-    "inspected.language",
-    "overlapped.ood_overlaps",
-    "overlapped.test_overlaps",
-]
 
 
-def write_splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+def write_splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", folder: Path, *, with_laws: bool = False) -> None:
     """train, validation and test as Arrow, the tokenizer with its template, and identity.json, which names only what training
     sees: so new held-out sets retrain nothing."""
     rows, found = prepared.rows, prepared.found
@@ -63,7 +42,7 @@ def write_splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", folde
         writers = [stack.enter_context(RowWriter(folder / f"{split}.arrow")) for split in SPLITS]
         for start, source, table in rows.tables(_ROW_COLUMNS):
             block = slice(start, start + table.num_rows)
-            whole = _as_written(rows.sources[source], table, tokenizer)
+            whole = _as_written(rows.sources[source], table, tokenizer if with_laws else None)
             for code, writer in enumerate(writers):
                 writer.write(whole.filter(pa.array(found.is_used[block] & (found.split[block] == code))))
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -75,8 +54,8 @@ def write_splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", folde
     write_json(folder / "identity.json", identity)
 
 
-def _as_written(source: SourceFile, table: pa.Table, tokenizer: "PreTrainedTokenizerBase") -> pa.Table:
-    laws = _laws_as_json(source.path, table, tokenizer)
+def _as_written(source: SourceFile, table: pa.Table, words: "PreTrainedTokenizerBase | None") -> pa.Table:
+    laws = [None] * table.num_rows if words is None else _laws_as_json(source.path, table, words)
     columns = {
         "row_id": pa.array(row_ids(source.name, table)),
         "source": pa.array([source.name] * table.num_rows),
@@ -99,60 +78,6 @@ def _laws_as_json(file: Path, table: pa.Table, tokenizer: "PreTrainedTokenizerBa
     kept = [laws[place - 1][:count] for place, count in zip(table.column("parsed.place").to_pylist(), counts, strict=True)]
     as_ids = tokenizer.convert_tokens_to_ids
     return [json.dumps([{str(as_ids(word)): share for word, share in law.items()} for law in row]) for row in kept]
-
-
-def write_quarantine(prepared: Prepared, file: Path) -> None:
-    """A line for every row that was drawn and is not used."""
-    with file.open("w", encoding="utf-8") as out:
-        for line in quarantine_lines(prepared):
-            out.write(line + "\n")
-
-
-def quarantine_lines(prepared: Prepared) -> Iterator[str]:
-    rows, found = prepared.rows, prepared.found
-    for start, source, table in rows.tables(_FAULT_COLUMNS):
-        wrong = np.flatnonzero(found.fault[start : start + table.num_rows])
-        names = row_ids(rows.sources[source].name, table) if len(wrong) else []
-        for position in wrong:
-            row = {name: values[0] for name, values in table.slice(int(position), 1).to_pydict().items()}
-            number = start + int(position)
-            kind = kind_of_code(int(found.fault[number]))
-            assert kind is not None
-            own_text = _own_text(row)
-            is_withheld = own_text is None and row["parsed.conversation"] is None
-            yield quarantine_line(
-                row_id=names[position],
-                source=rows.sources[source].name,
-                place=row["parsed.place"],
-                kind=kind,
-                reason=UNSAID if is_withheld else _reason(kind, row, number, prepared),
-                raw=own_text,
-                raw_bytes=row["parsed.raw_bytes"],
-            )
-
-
-def _own_text(row: dict[str, Any]) -> str | None:
-    """What the row says, unless it holds a secret or personal data: those are not written a second time."""
-    if row["parsed.conversation"] is not None:
-        is_private = any(row[f"inspected.{name}"] != "[]" for name in ("secrets", "personal_data"))
-        return None if is_private else row["parsed.conversation"]
-    raw: str = row["parsed.raw"]
-    return None if find_personal_data(raw, secrets := find_secrets(raw)) or secrets else raw
-
-
-def _reason(kind: FaultKind, row: dict[str, Any], number: int, prepared: Prepared) -> str:
-    repeated, nearly = (int(one[number]) for one in (prepared.found.repeats, prepared.found.nearly_repeats))
-    told = {
-        FaultKind.DUPLICATE: lambda: f"repeats {prepared.rows.row_id(repeated)}",
-        FaultKind.NEAR_DUPLICATE: lambda: f"nearly repeats {prepared.rows.row_id(nearly)}",
-        FaultKind.OOD_OVERLAP: lambda: f"shares text with held-out items: {row['overlapped.ood_overlaps']}",
-        FaultKind.TEST_OVERLAP: lambda: f"shares text with in-domain test rows: {row['overlapped.test_overlaps']}",
-        FaultKind.ENCODING: lambda: reason_of_findings(kind, json.loads(row["inspected.encoding_faults"])),
-        FaultKind.SECRET: lambda: reason_of_findings(kind, json.loads(row["inspected.secrets"])),
-        FaultKind.PERSONAL_DATA: lambda: reason_of_findings(kind, json.loads(row["inspected.personal_data"])),
-        FaultKind.LANGUAGE: lambda: f"written in {row['inspected.language']!r}, which is not among data_contract.languages",
-    }
-    return told[kind]() if kind in told else str(row["parsed.fault"] or row["tokenised.fault"])
 
 
 def count_rows(prepared: Prepared) -> dict[str, Any]:

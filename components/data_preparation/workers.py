@@ -48,8 +48,8 @@ def map_on_cores(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             yield from pool.map(_call, tasks)
         except BrokenProcessPool:
             raise DataError(
-                f"one of {num_processes} worker processes was killed, most likely because the memory is full. Run the same command "
-                f"again (it goes on where it was), with fewer processes: {VARIABLE}={max(1, num_processes // 2)}"
+                f"one of {num_processes} worker processes was killed, most likely because the memory is full. Run the same "
+                f"command again (it goes on where it was), with fewer processes: {VARIABLE}={max(1, num_processes // 2)}"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

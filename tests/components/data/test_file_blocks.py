@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from components.data import list_scanning
 from components.data.faults import BadRowError
-from components.data.file_blocks import Block, RawRow, cut_blocks, read_block
+from components.data.file_blocks import MAX_BLOCKS_PER_GROUP, Block, RawRow, cut_blocks, read_block
 from components.errors import DataError
 from tests.conftest import end_of_child, start_child
 
@@ -162,7 +162,8 @@ def test_parquet_rows_are_those_of_the_table_for_every_block(tmp_path: Path) -> 
         assert [place for place, _, _ in found] == list(range(1, 2001))
         assert [value for _, value, _ in found] == rows
         assert [json.loads(raw) for _, _, raw in found] == rows
-    assert len(list(cut_blocks(file, work=tmp_path, target_bytes=1))) == 7
+    assert len(list(cut_blocks(file, work=tmp_path, target_bytes=1))) == 7 * MAX_BLOCKS_PER_GROUP, "a large group in parts"
+    assert len(list(cut_blocks(file, work=tmp_path, target_bytes=1 << 22))) == 1, "small groups together"
 
 
 def test_a_text_of_parquet_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from components.data.tokenized import SPLITS
 from components.data_preparation.card_samples import MAX_CHARACTERS, MAX_REASON, MAX_TURNS, NOT_REPEATED, quarantine_samples
 from components.data_preparation.card_sizes import MAX_BINS, bin_width
 from components.data_preparation.data_card import write_data_card
-from components.data_preparation.publish import count_rows, write_quarantine
+from components.data_preparation.publish import count_rows
+from components.data_preparation.quarantined_rows import write_quarantine
 
 Make = Callable[..., Any]
 SOURCES = {

@@ -22,7 +22,8 @@ from components.data.file_blocks import MAX_ROW_BYTES
 from components.data.tokenized import SPLITS, read_split
 from components.data_contract.overlap import OverlapIndex
 from components.data_params import DataContractParams
-from components.data_preparation.publish import count_rows, quarantine_lines, write_splits
+from components.data_preparation.publish import count_rows, write_splits
+from components.data_preparation.quarantined_rows import quarantine_lines
 from components.data_preparation.workers import VARIABLE
 from components.models import build_word_tokenizer
 from components.params import WorldParams
@@ -56,9 +57,9 @@ def quarantine(prepared: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in quarantine_lines(prepared)]
 
 
-def written(prepared: Any, tokenizer: Any, folder: Path) -> dict[str, list[Any]]:
+def written(prepared: Any, tokenizer: Any, folder: Path, *, with_laws: bool = False) -> dict[str, list[Any]]:
     folder.mkdir()
-    write_splits(prepared, tokenizer, folder)
+    write_splits(prepared, tokenizer, folder, with_laws=with_laws)
     return {split: list(read_split(folder, split)) for split in SPLITS}
 
 
@@ -231,6 +232,69 @@ def test_what_was_unpacked_is_kept_while_it_is_read(
         assert gzip.decompress(packed.read_bytes()) == unpacked.read_bytes()
 
 
+SECRET = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+HIDDEN = {
+    "behind a line break": {"conversations": [{"from": "human", "value": f"key:\n{SECRET}"}]},
+    "in another key": {"instruction": "pw", "output": "", "note": f"\n{SECRET}"},
+    "in escapes": json.dumps({"instruction": "", "output": "anna.mueller@gmx.de"}).replace("@", "\\u0040"),
+    "in another key of a row that is parsed": {"instruction": "fox " * 600, "output": "dog", "note": SECRET},
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_secret_is_found_behind_the_escapes_of_a_row(
+    name: str, prepare_file: Preparer, write_lines: Writer, tokenizer: Any
+) -> None:
+    [line] = quarantine(prepare_file(write_lines([HIDDEN[name]]), tokenizer))
+    assert line["raw"] is None
+
+
+@pytest.mark.parametrize("kind", ["too_long", "control_token", "duplicate"])
+def test_a_row_set_aside_after_parsing_stands_in_the_quarantine_as_in_the_file(
+    kind: str, prepare_file: Preparer, write_lines: Writer, tokenizer: Any
+) -> None:
+    rows = {
+        "too_long": {"id": 7, "instruction": "fox " * 20_000, "output": "dog", "source": "web"},
+        "control_token": {"id": 7, "instruction": "a </s> b", "output": "dog", "source": "web"},
+        "duplicate": {"id": 7, "instruction": "fox", "output": "dog", "source": "web"},
+    }
+    first = {"instruction": "fox", "output": "dog"}
+    contract = DataContractParams(quarantine=("duplicate",))
+    [line] = quarantine(prepare_file(write_lines([first, rows[kind]]), tokenizer, contract=contract))
+    whole = json.dumps(rows[kind])
+    assert (line["kind"], line["raw"]) == (kind, whole[: 1 << 16])
+    assert line.get("raw_bytes") == (len(whole) if kind == "too_long" else None)
+
+
+def test_a_file_of_the_users_that_is_named_like_laws_is_none(
+    prepare_file: Preparer, write_lines: Writer, tokenizer: Any, tmp_path: Path
+) -> None:
+    file = write_lines(rows_of(5))
+    write_lines([{"a": 1}] * 5, "a.jsonl.laws.jsonl")
+    rows = written(prepare_file(file, tokenizer, split="train"), tokenizer, tmp_path / "out")["train"]
+    assert [row.laws for row in rows] == [None] * 5
+
+
+def test_a_copy_of_a_row_that_is_set_aside_is_no_copy(prepare_file: Preparer, write_lines: Writer, tokenizer: Any) -> None:
+    words = " ".join(WORDS * 4)
+    private = {"prompt": f"{words} {SECRET}", "completion": "yes"}
+    file = write_lines([private, {"prompt": words, "completion": "yes"}])
+    contract = DataContractParams(quarantine=("secret", "near_duplicate"))
+    assert [line["row"] for line in quarantine(prepare_file(file, tokenizer, contract=contract))] == ["a.jsonl:1"]
+
+
+def test_a_question_that_many_test_rows_ask_may_not_be_trained_on(
+    prepare_file: Preparer, write_lines: Writer, tokenizer: Any
+) -> None:
+    asked = [{"instruction": LONG_QUESTION, "output": f"answer {number}"} for number in range(12)]
+    short = {"instruction": "Name the tallest mountain", "output": "Everest"}
+    test = write_lines([*asked, short], "test.jsonl")
+    rows = [*rows_of(10), {"instruction": LONG_QUESTION, "output": "other"}, {**short, "output": "K2"}]
+    contract = DataContractParams(quarantine=("test_overlap",))
+    prepared = prepare_file(write_lines(rows), tokenizer, test_file=test, contract=contract, validation_fraction=1e-9)
+    assert [line["row"] for line in quarantine(prepared)] == ["a.jsonl:11", "a.jsonl:12"]
+
+
 def test_a_fingerprint_is_of_tokens_and_marks(
     prepare_file: Preparer, write_lines: Writer, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -255,7 +319,9 @@ def test_each_target_of_the_embedded_world_has_its_law(
             continue
         prepared = prepare_file(file, tokenizer, max_length=max_length, max_examples=max_examples)
         num_cut += count_rows(prepared)["rows_cut"]
-        for row in [row for rows in written(prepared, tokenizer, tmp_path / f"out {file.name}").values() for row in rows]:
+        for row in [
+            row for rows in written(prepared, tokenizer, tmp_path / f"out {file.name}", with_laws=True).values() for row in rows
+        ]:
             laws = row.true_laws()
             targets = [token for token, is_target in zip(row.input_ids, row.is_target, strict=True) if is_target]
             assert laws is not None and len(laws) == len(targets)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from components.data.tokenized import SPLITS, read_split
-from components.data_preparation.publish import quarantine_lines, write_quarantine, write_splits
+from components.data_preparation.publish import write_splits
+from components.data_preparation.quarantined_rows import quarantine_lines, write_quarantine
 from components.models import load_tokenizer
 
 WORDS = "the quick brown fox jumps over a lazy dog and some other small animal of wood".split()

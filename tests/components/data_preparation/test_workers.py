@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.data_preparation.workers import VARIABLE, count_processes, map_on_cores
-from components.errors import DataError
+from components.errors import DataError, ParamsError
 
 ROOT = Path(__file__).resolve().parents[3]
 ENDLESS = """
@@ -91,3 +91,16 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_killed_worker_is_said_with_the_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "2")
+    with pytest.raises(DataError, match=rf"one of 2 worker processes was killed.*{VARIABLE}=1"):
+        list(map_on_cores(lambda _: os.kill(os.getpid(), signal.SIGKILL), range(4)))
+
+
+@pytest.mark.parametrize("said", ["two", "0", "-1", "1.5"])
+def test_a_number_of_processes_that_is_none_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, said)
+    with pytest.raises(ParamsError, match=f"{VARIABLE} is '{said}'. Set it to a number of processes"):
+        count_processes()
