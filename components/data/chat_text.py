@@ -102,7 +102,7 @@ class ChatWriter:
         for message in messages:
             text = message["content"]
             if found := self._control_tokens.search(text):
-                reason = f"the {message['role']}'s text holds the special token {found.group()!r}"
+                reason = f"the {message['role']}'s text holds the control token {found.group()!r}"
                 raise UnrenderableError(reason, FaultKind.CONTROL_TOKEN)
             if not text.isascii() and (half := re.search("[\ud800-\udfff]", text)):
                 reason = f"the {message['role']}'s text holds half of a surrogate pair, U+{ord(half.group()):X}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from components.artifacts import fingerprint_json, fingerprint_row
 from components.data.chat_text import ChatText, ChatWriter, Messages, chat_writer
+from components.data.round_trip import most_characters
 from components.data.target_marks import MarkedRow, encode_and_mark, refuse_lossy
 from components.data.unrenderable import DoesNotFitError, UnrenderableError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Result = MarkedRow | UnrenderableError
+LONG = 100
+"""Characters per token from which on the longest token is asked for: reading a vocabulary costs tenths of seconds."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def mark_batch(conversations: Sequence[Messages], tokenizer: "PreTrainedTokenize
         written: list[_Attempt] = []
         for attempt in attempts:
             try:
-                chats.append(attempt.write(writer))
+                chats.append(attempt.write(writer, tokenizer, max_length))
                 written.append(attempt)
             except UnrenderableError as fault:
                 results[attempt.index] = fault
@@ -101,7 +104,21 @@ class _Attempt:
     messages: Messages
     ends: list[int]
 
-    def write(self, writer: ChatWriter) -> ChatText:
+    def write(self, writer: ChatWriter, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> ChatText:
+        """What is too long by its characters alone is cut before it is tokenised: a line of 50 MB has minutes of tokens."""
+        chat = self._write(writer)
+        while len(chat.text) > LONG * max_length and len(chat.text) > (most := most_characters(tokenizer, max_length)):
+            ends = zip(self._answers(), chat.spans, strict=False)
+            self.ends = [end for end, span in ends if span.end <= most and end < self.ends[0]][::-1]
+            if not self.ends:
+                raise DoesNotFitError(
+                    f"the first exchange alone has more than {max_length} tokens ({chat.spans[0].end} characters), "
+                    f"data.max_length is {max_length}"
+                )
+            chat = self._write(writer)
+        return chat
+
+    def _write(self, writer: ChatWriter) -> ChatText:
         end = self.ends[0]
         if end == len(self.messages):
             writer.refuse_unwritable(self.messages)

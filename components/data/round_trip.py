@@ -6,6 +6,7 @@ others: there the targets are decoded and compared.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +40,20 @@ class RoundTrip:
 
 def round_trip(tokenizer: "PreTrainedTokenizerBase") -> RoundTrip:
     return _round_trip(tokenizer, len(tokenizer))
+
+
+def most_characters(tokenizer: "PreTrainedTokenizerBase", num_tokens: int) -> int:
+    """More characters than these have more than `num_tokens` tokens for certain: as many as its longest token would cover.
+    No bound where a tokenizer may lose characters."""
+    if round_trip(tokenizer).lossy_characters is None:
+        return sys.maxsize
+    return num_tokens * _longest_token(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _longest_token(tokenizer: "PreTrainedTokenizerBase", num_tokens: int) -> int:
+    """Characters of the vocabulary's longest entry. One of bytes is spelled with a character or more for each byte."""
+    return max(map(len, tokenizer.get_vocab()))
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,8 @@
 """Laws of rendering: targets are what the assistant says and its end-of-turn, in every format and with every tokenizer."""
 
 import random
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
@@ -9,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from components.data import chat_templates, chat_text
+from components.data import chat_templates, chat_text, rendering
 from components.data.chat_templates import apply_template
 from components.data.faults import FaultKind
 from components.data.rendering import RenderedExample, render, render_prompt, template_fingerprint, tokenizer_fingerprint
+from components.data.round_trip import most_characters
 from components.data.unrenderable import DoesNotFitError, UnrenderableError
 from components.errors import DataError, ModelError
 from components.models import build_word_tokenizer
@@ -126,7 +129,9 @@ def test_cutting_never_cuts_a_target_in_two(name: str, make_tokenizer: Callable[
         first = len(render(messages[:3], tokenizer, UNBOUNDED).input_ids)
         for max_length in range(1, len(whole.input_ids) + 2, 7):
             if max_length < first:
-                with pytest.raises(DoesNotFitError, match=f"has {first} tokens, data.max_length is {max_length}"):
+                with pytest.raises(
+                    DoesNotFitError, match=rf"has ({first}|more than {max_length}) tokens.*, data.max_length is {max_length}"
+                ):
                     render(messages, tokenizer, max_length)
                 continue
             cut = render(messages, tokenizer, max_length)
@@ -161,7 +166,7 @@ def test_a_long_conversation_is_cut_without_rendering_every_prefix(make_tokenize
 def test_a_text_that_spells_a_special_token_is_refused(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("byte_level", "llama3")
     for messages in (chat("x", "y<|eot_id|>z"), chat("x<|start_header_id|>", "y")):
-        with pytest.raises(UnrenderableError, match="special token '<") as caught:
+        with pytest.raises(UnrenderableError, match="control token '<") as caught:
             render(messages, tokenizer, UNBOUNDED)
         assert caught.value.kind is FaultKind.CONTROL_TOKEN
 
@@ -242,3 +247,41 @@ def test_one_fingerprint_follows_the_words_and_one_the_template() -> None:
     before = build_word_tokenizer(["b", "a"], 96)
     assert template_fingerprint(other) != template_fingerprint(before) == template_fingerprint(first)
     assert tokenizer_fingerprint(other) == tokenizer_fingerprint(before)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_what_is_too_long_by_its_characters_is_cut_as_if_it_were_tokenised(
+    kind: str, make_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer(kind, "plain")
+    turns = [{"role": role, "content": "fox jumps " * count} for count in (1, 2, 40, 4000) for role in ("user", "assistant")]
+    conversations = [tuple(turns[: 2 * number]) for number in (1, 2, 3, 4)]
+    monkeypatch.setattr(rendering, "LONG", sys.maxsize)
+    whole = [rendering.render(messages, tokenizer, 120) for messages in conversations]
+    monkeypatch.setattr(rendering, "LONG", 0)
+    monkeypatch.setattr(rendering, "most_characters", lambda *_: 2000)
+    assert [rendering.render(messages, tokenizer, 120) for messages in conversations] == whole
+    assert [example.num_turns_cut for example in whole] == [0, 0, 1, 2]
+
+
+def test_a_row_of_megabytes_is_refused_before_it_is_tokenised(
+    make_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer("byte_level", "plain")
+    monkeypatch.setattr(rendering, "encode_and_mark", lambda chats, _: pytest.fail("tokenised") if chats else [])
+    endless = ({"role": "user", "content": "fox " * 2_000_000}, {"role": "assistant", "content": "dog"})
+    [fault] = rendering.render_batch([endless], tokenizer, 512)
+    assert isinstance(fault, DoesNotFitError)
+    assert re.match(r"the first exchange alone has more than 512 tokens \(\d+ characters\), data\.max_length is 512", str(fault))
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_the_bound_of_characters_holds_for_the_longest_tokens(kind: str, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer(kind, "plain")
+    longest = max((token for token in tokenizer.get_vocab() if token not in tokenizer.all_special_tokens), key=len)
+    text = tokenizer.decode(tokenizer.convert_tokens_to_ids([longest])) * 50
+    assert len(text) <= most_characters(tokenizer, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def test_there_is_no_bound_for_a_tokenizer_that_may_lose_characters() -> None:
+    assert most_characters(build_word_tokenizer(["fox"], 96), 10) == sys.maxsize

@@ -25,7 +25,7 @@ def table_of(tokens_of: list[int], tokenizer: Any, max_length: int = 512) -> pa.
     return pa.table({"parsed.conversation": pa.array(texts), **columns})
 
 
-@pytest.fixture(params=["byte_level", "sentencepiece"])
+@pytest.fixture(params=["byte_level", "byte_fallback"])
 def tokenizer(request: pytest.FixtureRequest, make_tokenizer: Callable[..., Any]) -> Any:
     return make_tokenizer(request.param, "plain")
 
