@@ -10,7 +10,6 @@ Shapes: B rows, T positions, N kept positions, V vocabulary, H hidden width.
 """
 
 import argparse
-import platform
 import random
 import statistics
 import time
@@ -24,6 +23,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.machine import processor
 from components.objectives.head import Head
 from components.objectives.model_head import head_of
 from components.teacher_cache.reduction import ReducedLaws, Scratch, reduce_hidden
@@ -156,12 +156,6 @@ def report(name: str, dtype: str, batches: list[Batch], seconds: dict[str, list[
         by_round = [theirs / ours for ours, theirs in zip(seconds[kept], bare, strict=True)]
         cells = f"{min(bare) / min(seconds[kept]):.3f} | {statistics.median(by_round):.3f} | {tokens / min(bare):.0f}"
         print(f"| {name} | {dtype} | {kept} | {cells} |", flush=True)
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

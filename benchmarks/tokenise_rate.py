@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -33,6 +32,7 @@ import transformers
 from datasets import Dataset, Features
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.machine import processor
 from components.data.chat_templates import apply_template
 from components.data.rendering import render_batch
 from components.data.tokenising import TOKENISED, tokenise_table
@@ -198,12 +198,6 @@ def report(name: str, num_tokens: int, seconds: dict[str, list[float]]) -> None:
     by_round = statistics.median(theirs / mine for mine, theirs in zip(ours, bare, strict=True))
     rates = f"{num_tokens / min(ours) / 1e6:.3f} | {num_tokens / min(bare) / 1e6:.3f}"
     print(f"| {name} | {min(bare) / min(ours):.3f} | {by_round:.3f} | {rates} |", flush=True)
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

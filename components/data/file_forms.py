@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from components.data.file_kinds import repair_of
 from components.data.strict_json import BLANK, kind_of
 from components.data.unpacking import SUFFIXES as PACKED_SUFFIXES
 from components.data.unpacking import compression_of, unpack
@@ -19,18 +20,6 @@ Form = Literal["lines", "list", "parquet"]
 FORMS: dict[str, Form] = {".json": "list", ".jsonl": "lines", ".parquet": "parquet"}
 HEAD_BYTES = 1 << 16
 
-_CSV = "name its columns prompt and completion, then: python -c \"import pandas; pandas.read_csv('{file}', dtype=str{tabs})"
-_TO_JSONL = _CSV + ".to_json('{name}.jsonl', orient='records', lines=True, force_ascii=False)\""
-_CONVERSIONS = {
-    ".csv": _TO_JSONL.replace("{tabs}", ""),
-    ".tsv": _TO_JSONL.replace("{tabs}", ", sep='\\t'"),
-    ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('{file}').to_parquet('{name}.parquet')\"",
-    ".ndjson": "name it {name}.jsonl",
-    ".zip": "unzip {file}",
-    ".tar": "tar xf {file}",
-    ".bz2": "bunzip2 {file}",
-    ".xz": "unxz {file}",
-}
 _OTHER_BYTES: dict[bytes, str] = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data itself. Fetch the data: git lfs pull",
     b"PAR1": "Parquet. Name it .parquet",
@@ -52,12 +41,9 @@ def form_of_name(file: Path) -> Form:
         stem, suffix = os.path.splitext(stem)
     if (form := FORMS.get(suffix.lower())) is not None:
         return form
-    repair = _CONVERSIONS.get(suffix.lower(), "write its rows as .jsonl, or rename it if they are").format(
-        file=file.name, name=stem
-    )
     raise DataError(
         f"{file}: its name ends neither in .json (one list of rows) nor .jsonl (a row per line) nor .parquet "
-        f"(.gz or .zst may follow). Convert it: {repair}"
+        f"(.gz or .zst may follow). {repair_of(file.name)}"
     )
 
 

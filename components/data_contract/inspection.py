@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from components.data_contract.encoding_faults import find_encoding_faults
-from components.data_contract.findings import Span
 from components.data_contract.languages import language_of
 from components.data_contract.near_duplicates import band_hashes, shingles
 from components.data_contract.overlap import DEFAULT_N, OverlapIndex, unit_hashes, units
 from components.data_contract.personal_data import find_personal_data
 from components.data_contract.secrets_in_text import find_secrets
+from components.data_contract.spans import Span
 
 Turns = list[list[str]]
 MAX_FINDINGS = 100

@@ -102,14 +102,6 @@ def _factors(width: int) -> tuple[Hashes, np.uint64]:
     return np.array(powers[1:], dtype=np.uint64), np.uint64(width * powers[0] % (1 << 64))
 
 
-def ngrams(text: str, n: int) -> list[str]:
-    """Every run of n units, in order, joined by single spaces; none where the text has fewer than n."""
-    if n < 1:
-        raise ValueError(f"an n-gram has at least one word, got n={n}")
-    words = units(text)
-    return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
-
-
 class OverlapIndex:
     """The held-out items, as sorted 64-bit hashes beside the number of the item: 12 bytes per n-gram, no text kept.
 

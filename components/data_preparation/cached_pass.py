@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, concatenate_datasets, disable_progress_bars
+from datasets import Dataset, Features, disable_progress_bars
 from tqdm import tqdm
 
 from components.artifacts import fingerprint_bytes, fingerprint_file, fingerprint_json
@@ -38,25 +38,21 @@ class Pass:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that one process works on: those of `files` side by side, or only the rows `indices` of them.
+    """Rows that one process works on: those of `file`, or only the rows `indices` of them.
 
-    `key`: fingerprint of what they hold. `blocks` in place of files: the first pass, which reads bytes.
+    `key`: fingerprint of what they hold. `blocks` in place of a file: the first pass, which reads bytes.
     """
 
     key: str
-    files: tuple[Path, ...] = ()
+    file: Path | None = None
     blocks: dict[str, list[Any]] = field(default_factory=dict)
     indices: Any = None
 
     def open(self) -> Dataset:
         """Memory-mapped, so what is not looked at costs nothing."""
-        if self.blocks:
+        if self.file is None:
             return Dataset.from_dict(self.blocks)
-        rows = Dataset.from_file(str(self.files[0]))
-        for file in self.files[1:]:
-            more = Dataset.from_file(str(file))
-            assert len(more) == len(rows), f"{file} has {len(more)} rows, {self.files[0]} has {len(rows)}"
-            rows = concatenate_datasets([rows, more], axis=1)
+        rows = Dataset.from_file(str(self.file))
         return rows if self.indices is None else rows.select(self.indices)
 
     @property

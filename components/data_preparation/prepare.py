@@ -132,7 +132,7 @@ def _draw(
         marks = drawn[chunk.start : chunk.start + chunk.num_rows]
         indices = None if marks.all() else np.flatnonzero(marks)
         if marks.any():
-            parsed_rows = Chunk(chunk.parsed.key, chunk.parsed.files, indices=indices)
+            parsed_rows = Chunk(chunk.parsed.key, chunk.parsed.file, indices=indices)
             taken.append(DrawnChunk(chunk.source, parsed_rows, start, int(marks.sum()), block=chunk.block))
             start += int(marks.sum())
     return DrawnRows(whole.sources, whole.fixed_splits, taken), tuple(len(one.is_rejected) for one in asked)
@@ -141,7 +141,7 @@ def _draw(
 def _whole(sources: Sequence[Source], parsed: Sequence[Path], chunks: Sequence[Chunk], owners: Sequence[int]) -> DrawnRows:
     whole, start = [], 0
     for file, chunk, owner in zip(parsed, chunks, owners, strict=True):
-        read = Chunk(fingerprint_bytes(chunk.key.encode()), (file,))
+        read = Chunk(fingerprint_bytes(chunk.key.encode()), file)
         num_rows = len(read.open())
         block = Block(**{name: values[0] for name, values in chunk.blocks.items()})
         whole.append(DrawnChunk(owner, read, start, num_rows, block=block))

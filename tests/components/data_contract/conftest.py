@@ -8,6 +8,7 @@ import pytest
 
 from components.data_contract.contract_report import ContractReport, SuiteReport
 from components.data_contract.expectations import validate
+from components.data_contract.overlap import units
 from components.data_contract.raw_checks import raw_rows
 from components.data_contract.tokenised_checks import prepared_rows
 from components.data_params import DataContractParams, DataParams
@@ -134,3 +135,9 @@ def messy_report(judge: Judge) -> ContractReport:
     tokenised = [tokenised_row(index, row_id=row["row_id"]) for index, row in enumerate(rows) if not row["fault_kind"]]
     tokenised = with_broken(tokenised, 3, 4, num_target_tokens=0)
     return judge.both(rows, with_broken(tokenised, *range(20, 60), num_turns_cut=1), languages=["en", "de"])
+
+
+def ngrams(text: str, n: int) -> list[str]:
+    """Every run of n units as a text: what the hashes of the index stand for."""
+    words = units(text)
+    return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]

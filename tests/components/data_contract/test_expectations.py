@@ -183,7 +183,7 @@ def test_no_block_is_kept_when_the_next_one_is_asked_for(judge: Any) -> None:
     def blocks() -> Iterator[pandas.DataFrame]:
         for _ in range(6):
             gc.collect()
-            num_alive.append(sum(isinstance(one, pandas.DataFrame) for one in gc.get_objects()))
+            num_alive.append(sum(type(one) is pandas.DataFrame for one in gc.get_objects()))
             yield many(50, True)[0]
 
     validate(blocks(), suite, block_rows=1)

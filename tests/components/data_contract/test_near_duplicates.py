@@ -15,7 +15,8 @@ from components.data_contract.near_duplicates import (
     shingles,
     similarity_of,
 )
-from components.data_contract.overlap import Hashes, ngrams, unit_hashes
+from components.data_contract.overlap import Hashes, unit_hashes
+from tests.components.data_contract.conftest import ngrams
 
 VOCABULARY = [f"w{number}" for number in range(20_000)]
 Text = Callable[[int], str]

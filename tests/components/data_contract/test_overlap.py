@@ -5,7 +5,8 @@ import unicodedata
 
 import pytest
 
-from components.data_contract.overlap import OverlapIndex, ngrams, units
+from components.data_contract.overlap import OverlapIndex, units
+from tests.components.data_contract.conftest import ngrams
 
 VOCABULARY = [f"w{index}" for index in range(5000)]
 QUESTION = "a farmer has twelve hens and each hen lays two eggs every day how many eggs does he sell in a week"
@@ -23,15 +24,7 @@ def index_of(items: dict[str, list[str]]) -> OverlapIndex:
     return OverlapIndex(list(items), [" ".join(words) for words in items.values()])
 
 
-def test_ngrams_are_every_run_of_n_words() -> None:
-    assert ngrams("The cat, the DOG.", 2) == ["the cat", "cat the", "the dog"]
-    assert ngrams("The cat", 3) == []
-    assert ngrams("", 1) == []
-
-
 def test_an_ngram_has_at_least_one_word() -> None:
-    with pytest.raises(ValueError, match="n=0"):
-        ngrams("a b", 0)
     with pytest.raises(ValueError, match="n=0"):
         OverlapIndex([], [], n=0)
 

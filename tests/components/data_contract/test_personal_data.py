@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from components.data_contract.findings import Span, apart
 from components.data_contract.personal_data import EMAIL, RULES, find_personal_data
+from components.data_contract.spans import Span, apart
 
 PLANTED = {
     "email": "anna.kowalska@posteo.net",

@@ -23,8 +23,6 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType, Any]]] = {
         ("content_hash", pa.uint64(), None),
         ("fault_kind", pa.string(), None),
         ("fault", pa.string(), None),
-        ("raw", pa.string(), None),
-        ("raw_bytes", pa.int64(), None),
     ],
     "tokenised": [
         ("fingerprint", pa.string(), ""),
@@ -106,7 +104,6 @@ def _whole(row: Mapping[str, Any], place: int) -> dict[str, Any]:
         "parsed.fault_kind": str(fault) if not is_parsed else None,
         "tokenised.fault": told if is_parsed and not is_rendered else None,
         "tokenised.fault_kind": str(fault) if is_parsed and not is_rendered else None,
-        "raw": None if is_parsed else text,
     }
     if not is_parsed:
         made |= {"schema": "", "language": ""}
@@ -130,7 +127,7 @@ def _chunks(whole: Sequence[Mapping[str, Any]], names: Sequence[str], rows_per_c
         for first in range(0, len(rows), rows_per_chunk):
             part = rows[first : first + rows_per_chunk]
             files = {name: _write(part, name, folder / f"{name}-{len(list(folder.iterdir()))}.arrow") for name in COLUMNS}
-            parsed = Chunk(f"{source} {first}", (files.pop("parsed"),))
+            parsed = Chunk(f"{source} {first}", files.pop("parsed"))
             chunks.append(DrawnChunk(names.index(source), parsed, start, len(part), files))
             start += len(part)
     return chunks

@@ -51,7 +51,7 @@ def chunks_in(folder: Path, num_chunks: int) -> list[Chunk]:
     numbers = Pass("number", lambda rows: number_rows(rows), pa.schema([("number", pa.int64())]), "n", batch_size=1)
     blocks = [Chunk(f"block {index}", blocks={"index": [index]}) for index in range(num_chunks)]
     files = run_pass(numbers, blocks, folder / "numbers")
-    return [Chunk(f"numbers {index}", (file,)) for index, file in enumerate(files)]
+    return [Chunk(f"numbers {index}", file) for index, file in enumerate(files)]
 
 
 def number_rows(blocks: pa.Table) -> pa.Table:
@@ -60,7 +60,7 @@ def number_rows(blocks: pa.Table) -> pa.Table:
 
 
 def read(files: list[Path]) -> list[int]:
-    return [number for file in files for number in Chunk("x", (file,)).open()["square"]]
+    return [number for file in files for number in Chunk("x", file).open()["square"]]
 
 
 @pytest.mark.parametrize(("num_processes", "batch_size"), [("1", 1), ("1", 10_000), ("2", 333)])
@@ -98,17 +98,10 @@ def test_other_code_makes_everything_again(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_some_rows_of_a_chunk_have_a_result_of_their_own(tmp_path: Path) -> None:
     (chunk,) = chunks_in(tmp_path, 1)
-    taken = Chunk(chunk.key, chunk.files, indices=np.array([5, 7, 999]))
+    taken = Chunk(chunk.key, chunk.file, indices=np.array([5, 7, 999]))
     files = run_pass(step(), [chunk, taken], tmp_path / "made")
     assert read(files[1:]) == [25, 49, 999 * 999]
     assert files[0] != files[1]
-
-
-def test_columns_of_two_passes_stand_side_by_side(tmp_path: Path) -> None:
-    (chunk,) = chunks_in(tmp_path, 1)
-    (file,) = run_pass(step(), [chunk], tmp_path / "made")
-    both = Chunk("both", (*chunk.files, file))
-    assert all(row["number"] ** 2 == row["square"] for row in both.open())
 
 
 def test_a_killed_pass_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
