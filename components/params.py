@@ -248,23 +248,54 @@ class TrainingParams(Section):
         return self
 
 
+class BaseTextParams(Section):
+    """What the base writes by itself, kept once: how likely a student still finds it says how much of the base is left."""
+
+    num_texts: Annotated[int, Field(ge=0)] = 64
+    num_tokens: Count = 64
+    seed: int = 0
+
+
 class EvaluationParams(Section):
     batch_tokens: Count = 16384
     max_items_per_set: Count = 500
     num_ece_bins: Annotated[int, Field(ge=2, le=100)] = 15
+    max_new_tokens: Count = 256
+    """Where a generated answer is cut; an answer that has not ended by then is counted as unfinished."""
+    generation_batch_size: Count = 16
+    lm_eval_tasks: tuple[str, ...] = ()
+    """Names of lm-evaluation-harness tasks, each an OOD set; needs `make install-lm-eval`."""
+    lm_eval_tasks_path: str = "inputs/lm_eval_tasks"
+    """A folder of lm-evaluation-harness YAML tasks of your own, which `lm_eval_tasks` may name."""
+    lm_eval_num_fewshot: Annotated[int, Field(ge=0)] | None = None
 
 
 class ComparisonParams(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     num_resamples: Annotated[int, Field(ge=100)] = 2000
     seed: int = 0
+    correction: Literal["holm", "none"] = "holm"
+    """How the verdicts of many differences are kept from finding one by chance."""
+    power: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.8
+    """Chance of finding a difference as large as the minimum detectable one."""
+
+
+class GateMargins(Section):
+    """Against one reference: how much better in-domain, and how much worse outside at most (whole interval on the good side)."""
+
+    min_in_domain_gain: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    """Negative: non-inferiority by that margin is enough."""
+    max_ood_loss: Weight = 0.02
+    max_ood_set_loss: Weight | None = None
+    """The same for every single OOD set; None asks about their mean only."""
 
 
 class RegistrationParams(Section):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "ballast"
     candidate: CellName = "uncertainty_aware"
-    min_in_domain_gain: Weight = 0.0
-    max_ood_loss: Weight = 0.02
+    in_domain_metric: Literal["accuracy", "exact_match", "nll"] = "accuracy"
+    against_base: GateMargins = GateMargins()
+    against_champion: GateMargins = GateMargins()
     promote: Literal["by_hand", "when_gate_passes"] = "by_hand"
 
 
@@ -288,6 +319,7 @@ class Params(Section):
     objective: dict[CellName, ObjectiveParams]
     training: TrainingParams
     probe: ProbeParams
+    base_text: BaseTextParams
     evaluation: EvaluationParams
     comparison: ComparisonParams
     registration: RegistrationParams

@@ -33,13 +33,13 @@ def judge(
 ) -> GateVerdict:
     """Evaluations in, verdict out. The champion is judged like the base, but a tie in-domain is enough."""
     questions = [
-        ("in_domain_accuracy", "base", base, registration.min_in_domain_gain),
-        ("ood_accuracy", "base", base, -registration.max_ood_loss),
+        ("in_domain_accuracy", "base", base, registration.against_base.min_in_domain_gain),
+        ("ood_accuracy", "base", base, -registration.against_base.max_ood_loss),
     ]
     if champion is not None:
         questions += [
-            ("in_domain_accuracy", "champion", champion, -registration.max_ood_loss),
-            ("ood_accuracy", "champion", champion, -registration.max_ood_loss),
+            ("in_domain_accuracy", "champion", champion, registration.against_champion.min_in_domain_gain),
+            ("ood_accuracy", "champion", champion, -registration.against_champion.max_ood_loss),
         ]
     answers = [_answer(candidate, reference, metric, name, margin, comparison) for metric, name, reference, margin in questions]
     return GateVerdict(all(passed for passed, _ in answers), tuple(reason for _, reason in answers))
