@@ -11,6 +11,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.data.end_of_turn import end_of_turn
 from components.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def save_servable(folder: Path, target: Path, mlmodel: "Model", *, title: str, p
     model_config["max_new_tokens"] = min(
         max_new_tokens, getattr(model.config, "max_position_embeddings", 2 * max_new_tokens) // 2
     )
-    end_ids, end_text = _end_of_turn(tokenizer)
+    end_ids, end_text = end_of_turn(tokenizer)
     ends = model.generation_config.eos_token_id
     known = ends if isinstance(ends, list) else [ends]
     model.generation_config.eos_token_id = sorted({*known, *end_ids, tokenizer.eos_token_id} - {None})
@@ -85,17 +86,3 @@ def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     if not tokenizer.chat_template:
         raise ModelError(f"{folder}: the tokenizer has no chat template, the registered model could not be asked anything")
     return load_model(folder, dtype), tokenizer
-
-
-def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], str]:
-    """What the chat template writes after an answer: ids that end a generation, or else a text that does."""
-    answer = "answer"
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    end = rendered.rpartition(answer)[2].strip()
-    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
-    if ids and (len(ids) == 1 or ids[0] in tokenizer.added_tokens_decoder):
-        return [ids[0]], ""
-    # transformers finds a text only if the tokenizer can spell any word, and fails in generate() otherwise
-    closed = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer("abcdef")["input_ids"]
-    return [], "" if closed else end

@@ -8,6 +8,7 @@ sentence_good + sentence_bad           multiple choice between two sentences (BL
 context + continuation                 exact continuation (LAMBADA, arithmetic)
 Body + Question + Answer               exact answer (SVAMP)
 input + target                         exact answer (MAWPS; BIG-Bench Hard under `examples`)
+prompt + instruction_id_list + kwargs  an instruction with rules that an answer must keep (IFEval)
 messages, or any training schema       a conversation
 a .txt file                            plain text
 """
@@ -41,6 +42,18 @@ class Question:
     row_id: str
     pairs: tuple[tuple[str, str], ...]
     gold: int
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A prompt, and the rules that an answer to it must keep: each an id and its arguments (those that are null left out)."""
+
+    row_id: str
+    prompt: str
+    rules: tuple[tuple[str, dict[str, Any]], ...]
+
+
+Item = Question | Instruction | Conversation
 
 
 def list_ood_files(path: Path) -> list[Path]:
@@ -85,15 +98,14 @@ def read_json_rows(file: Path) -> list[tuple[int, Row]]:
     return rows
 
 
-def read_ood_items(file: Path) -> list[Question | Conversation]:
+def read_ood_items(file: Path) -> list[Item]:
     """The items of a .json or .jsonl set; a row that is not of the set's format is an error with its place."""
     rows = read_json_rows(file)
-    parse = next((parse for keys, parse in _FORMATS.items() if all(key in rows[0][1] for key in keys)), None)
-    items: list[Question | Conversation] = []
+    parse = next((parse for keys, parse in _FORMATS.items() if all(key in rows[0][1] for key in keys)), _conversation)
+    items: list[Item] = []
     for place, row in rows:
-        row_id = f"{file.name}:{place}"
         try:
-            items.append(Question(row_id, *parse(row)) if parse else Conversation(row_id, file.name, *parse_row(row)))
+            items.append(parse(f"{file.name}:{place}", row))
         except BadRowError as fault:
             raise DataError(f"{file}:{place}: {fault}") from None
     return items
@@ -122,35 +134,51 @@ def _strings(value: Any) -> list[str]:
     return [text for part in parts for text in _strings(part)]
 
 
-Parsed = tuple[tuple[tuple[str, str], ...], int]
+def _conversation(row_id: str, row: Row) -> Conversation:
+    return Conversation(row_id, row_id.rpartition(":")[0], *parse_row(row))
 
 
-def _choices(row: Row) -> Parsed:
+def _choices(row_id: str, row: Row) -> Question:
     query = text_of(row, "query")
     choices = _options(row, "choices")
-    return tuple((query, _spaced({"choices": choice}, "choices")) for choice in choices), _gold(row, len(choices))
+    pairs = tuple((query, _spaced({"choices": choice}, "choices")) for choice in choices)
+    return Question(row_id, pairs, _gold(row, len(choices)))
 
 
-def _contexts(row: Row) -> Parsed:
+def _contexts(row_id: str, row: Row) -> Question:
     contexts = [text_of({"context_options": context}, "context_options") for context in _options(row, "context_options")]
-    return tuple((context, _spaced(row, "continuation")) for context in contexts), _gold(row, len(contexts))
+    return Question(row_id, tuple((context, _spaced(row, "continuation")) for context in contexts), _gold(row, len(contexts)))
 
 
-def _sentences(row: Row) -> Parsed:
-    return (("", _sentence(row, "sentence_good")), ("", _sentence(row, "sentence_bad"))), 0
+def _sentences(row_id: str, row: Row) -> Question:
+    return Question(row_id, (("", _sentence(row, "sentence_good")), ("", _sentence(row, "sentence_bad"))), 0)
 
 
-def _exact(context_keys: tuple[str, ...], answer_key: str) -> Callable[[Row], Parsed]:
-    return lambda row: (((" ".join(text_of(row, key) for key in context_keys), _spaced(row, answer_key)),), 0)
+def _exact(context_keys: tuple[str, ...], answer_key: str) -> Callable[[str, Row], Question]:
+    def parse(row_id: str, row: Row) -> Question:
+        return Question(row_id, ((" ".join(text_of(row, key) for key in context_keys), _spaced(row, answer_key)),), 0)
+
+    return parse
 
 
-_FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
+def _instruction(row_id: str, row: Row) -> Instruction:
+    ids, arguments = row["instruction_id_list"], row["kwargs"]
+    if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
+        raise BadRowError(f"instruction_id_list must be a list of rule ids, found {kind_of(ids)}. {MEND}")
+    if not isinstance(arguments, list) or len(arguments) != len(ids) or not all(isinstance(one, dict) for one in arguments):
+        raise BadRowError(f"kwargs must be a list of {len(ids)} objects, one for each entry of instruction_id_list. {MEND}")
+    given = [{key: value for key, value in one.items() if value is not None} for one in arguments]
+    return Instruction(row_id, _sentence(row, "prompt"), tuple(zip(ids, given, strict=True)))
+
+
+_FORMATS: dict[tuple[str, ...], Callable[[str, Row], Item]] = {
     ("query", "choices", "gold"): _choices,
     ("context_options", "continuation", "gold"): _contexts,
     ("sentence_good", "sentence_bad"): _sentences,
     ("context", "continuation"): _exact(("context",), "continuation"),
     ("Body", "Question", "Answer"): _exact(("Body", "Question"), "Answer"),
     ("input", "target"): _exact(("input",), "target"),
+    ("prompt", "instruction_id_list", "kwargs"): _instruction,
 }
 
 

@@ -1,48 +1,35 @@
-"""All figures of one model: per set nll, accuracy, calibration, selective prediction, drift; uncertainty; results per item.
+"""All figures of one model: per set nll, accuracy, answers, calibration, selective prediction, drift; uncertainty; items.
 
 Figures are sums over tokens or items, divided once. Each carries unit, n, standard error and whether higher is better.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from components.errors import ModelError
-from components.evaluation.items import EvaluationItem
+from components.evaluation.answers import answer_items, final_answer, is_same_answer
+from components.evaluation.comparison import OOD_PREFIX
+from components.evaluation.figures import Figure, ItemResult, calibration_figures, drift_figure, item_figures
+from components.evaluation.generation import Answer
+from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow
 from components.evaluation.likelihood import TokenStatistics, join, score_rows
 from components.evaluation.uncertainty_table import uncertainty_against_truth
 from components.params import EvaluationParams
-from components.uncertainty.calibration import expected_calibration_error, reliability_curve
-from components.uncertainty.selective import (
-    area_under_risk_coverage,
-    excess_area_under_risk_coverage,
-    risk_coverage_curve,
-)
+from components.uncertainty.calibration import reliability_curve
+from components.uncertainty.selective import risk_coverage_curve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_CURVE_POINTS = 50
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number for people and machines; `value` is None where it does not exist (the reason is in docs/evaluation.md)."""
-
-    value: float | None
-    unit: str
-    num: int
-    standard_error: float | None
-    higher_is_better: bool
-
-
-@dataclass(frozen=True)
-class ItemResult:
-    item_id: str
-    nll_sum: float
-    num_tokens: int
-    num_correct: float
-    num_scored: int
+MAX_PROMPT_ROWS = 64
+"""Of each set, for the drift at its prompts: scored again, at every position of the prompt."""
+NO_TOKENS = TokenStatistics(*[torch.zeros(0)] * 8)
 
 
 def evaluate_sets(
@@ -51,12 +38,26 @@ def evaluate_sets(
     sets: Mapping[str, Sequence[EvaluationItem]],
     params: EvaluationParams,
     reference: nn.Module | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> dict[str, dict[str, Any]]:
     """Set name -> figures, reliability and risk-coverage curves, uncertainty against the truth (or, where that is not known,
-    against the reference, a model that has learned the task), item results. All models are only read."""
+    against the reference, a model that has learned the task), item results. All models are only read; the tokenizer is needed
+    where items are to be answered freely."""
     for one in (model, base, *([] if reference is None else [reference])):
         one.eval()
-    return {name: _evaluate_set(model, base, name, items, params, reference) for name, items in sets.items()}
+    return {name: _evaluate_set(model, base, name, items, params, reference, tokenizer) for name, items in sets.items()}
+
+
+def evaluate_lm_eval_sets(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", params: EvaluationParams, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """The tasks of lm-evaluation-harness that params name, as further OOD sets; nothing is imported where none is named."""
+    if not params.lm_eval_tasks:
+        return {}
+    from components.evaluation.lm_eval_sets import evaluate_lm_eval  # type: ignore[import-not-found,unused-ignore]
+
+    results: dict[str, dict[str, Any]] = evaluate_lm_eval(model, tokenizer, params, device)
+    return {f"{OOD_PREFIX}lm_eval/{task}": result for task, result in results.items()}
 
 
 def _evaluate_set(
@@ -66,55 +67,95 @@ def _evaluate_set(
     items: Sequence[EvaluationItem],
     params: EvaluationParams,
     reference: nn.Module | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
 ) -> dict[str, Any]:
-    rows = [row for item in items for row in item.rows]
-    scored = iter(score_rows(model, base, rows, params.batch_tokens))
-    by_item = [[next(scored) for _ in item.rows] for item in items]
-    gold = [statistics[item.gold] for item, statistics in zip(items, by_item, strict=True)]
-    tokens = join(gold)
-    _refuse_not_finite(join([statistics for one in by_item for statistics in one]), name)
-    results = [_item_result(item, statistics) for item, statistics in zip(items, by_item, strict=True)]
-    curve = reliability_curve(tokens.confidence, tokens.is_correct, params.num_ece_bins)
-    error_N = 1 - tokens.is_correct.double()
-    figures = {
-        **_figures(results, gold),
-        **_calibration_figures(tokens.confidence, error_N, expected_calibration_error(curve)),
-    }
+    gold_rows = [row for item in items for row in item.gold_rows]
+    scored = score_rows(model, base, gold_rows, params.batch_tokens)
+    tokens = join(scored) if scored else NO_TOKENS
+    in_order = iter(scored)
+    gold = [next(in_order) if item.rows else NO_TOKENS for item in items]
+    options = _option_nlls(model, items, params.batch_tokens)
+    _refuse_not_finite(tokens, [nll for nlls in options for nll in nlls], name)
+    answers = _answers(model, tokenizer, items, params, name)
+    results = [_item_result(*one) for one in zip(items, gold, options, answers, strict=True)]
+    figures = item_figures(results, [float(one.brier.double().sum()) for one in gold])
+    figures |= calibration_figures(tokens, params.num_ece_bins) | _prompt_figures(model, base, items, params.batch_tokens)
     of_reference = None
-    if reference is not None:
-        gold_rows = [item.rows[item.gold] for item in items]
+    if reference is not None and scored:
         of_reference = join(score_rows(reference, reference, gold_rows, params.batch_tokens))
     return {
+        "task": items[0].kind if items else None,
+        "left_out": items.left_out if isinstance(items, EvaluationSet) else {},
+        "num_items": len(items),
         "metrics": {metric: asdict(figure) for metric, figure in figures.items()},
-        "reliability": [asdict(bin_) for bin_ in curve],
-        "risk_coverage": [asdict(point) for point in risk_coverage_curve(tokens.confidence, error_N, MAX_CURVE_POINTS)],
+        **_curves(tokens, params.num_ece_bins),
         "uncertainty": uncertainty_against_truth(tokens, of_reference),
         "items": [asdict(result) for result in results],
     }
 
 
-def _refuse_not_finite(tokens: TokenStatistics, name: str) -> None:
+def _option_nlls(model: nn.Module, items: Sequence[EvaluationItem], batch_tokens: int) -> list[list[float]]:
+    """Of every choice the summed nll of each option, all of them in one pass (equal options must tie); [] of other items."""
+    rows = [row for item in items if item.kind == "choice" for row in item.rows]
+    nlls = iter([float(one.nll.double().sum()) for one in score_rows(model, model, rows, batch_tokens)])
+    return [[next(nlls) for _ in item.rows] if item.kind == "choice" else [] for item in items]
+
+
+def _refuse_not_finite(tokens: TokenStatistics, option_nlls: Sequence[float], name: str) -> None:
     """Comparisons with NaN are all false, so a broken model would pass for a good one wherever the first option is right."""
     num_bad = int((~(tokens.nll.isfinite() & tokens.drift_kl.isfinite())).sum())
-    if num_bad:
+    if num_bad or not all(map(math.isfinite, option_nlls)):
         raise ModelError(
             f"{name}: the model's nll or its drift from the base is not finite on {num_bad} of {len(tokens.nll)} tokens. "
             "Its weights have diverged: train it again with a lower learning rate (dvc exp run -S training.learning_rate=...)"
         )
 
 
-def _item_result(item: EvaluationItem, statistics: list[TokenStatistics]) -> ItemResult:
-    gold = statistics[item.gold]
+def _answers(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    items: Sequence[EvaluationItem],
+    params: EvaluationParams,
+    name: str,
+) -> list[Answer | None]:
+    if all(item.prompt is None for item in items):
+        return [None] * len(items)
+    assert tokenizer is not None, "items that are answered freely need the tokenizer"
+    return answer_items(cast("PreTrainedModel", model), tokenizer, items, params, name)
+
+
+def _item_result(item: EvaluationItem, gold: TokenStatistics, options: list[float], answer: Answer | None) -> ItemResult:
+    correct, scored = _count_correct(item, gold, options, answer)
+    expected = None if item.prompt is None else item.prompt.expected
+    hit = None if answer is None or expected is None else int(is_same_answer(final_answer(answer.text), expected))
+    return ItemResult(
+        item_id=item.item_id,
+        kind=item.kind,
+        nll_sum=float(gold.nll.double().sum()),
+        num_tokens=len(gold.nll),
+        num_correct=correct,
+        num_scored=scored,
+        drift_sum=float(gold.drift_kl.double().sum()),
+        exact_match=hit,
+        num_generated=None if answer is None else len(answer.input_ids),
+        is_finished=None if answer is None else answer.is_finished,
+        answer=None if answer is None else answer.text,
+        expected=expected,
+    )
+
+
+def _count_correct(item: EvaluationItem, gold: TokenStatistics, options: list[float], answer: Answer | None) -> tuple[float, int]:
+    """How much of the item is right, and out of how much; components.evaluation.items says what each kind counts."""
     if item.kind == "choice":
-        nlls = [float(option.nll.double().sum()) for option in statistics]
-        is_best = [nll == min(nlls) for nll in nlls]
-        correct, scored = is_best[item.gold] / sum(is_best), 1  # a tie is a guess
-    elif item.kind == "exact":
-        correct, scored = float(gold.is_correct.all()), 1
-    else:
-        is_scored_N = is_determined(gold)
-        correct, scored = float(gold.is_correct[is_scored_N].sum()), int(is_scored_N.sum())
-    return ItemResult(item.item_id, float(gold.nll.double().sum()), len(gold.nll), correct, scored)
+        is_best = [nll == min(options) for nll in options]
+        return is_best[item.gold] / sum(is_best), 1  # a tie is a guess
+    if item.kind == "exact":
+        return float(gold.is_correct.all()), 1
+    if item.kind == "rules":
+        assert item.prompt is not None and answer is not None
+        return float(all(rule.is_kept(answer.text) for rule in item.prompt.rules)), 1
+    is_scored_N = is_determined(gold)
+    return float(gold.is_correct[is_scored_N].sum()), int(is_scored_N.sum())
 
 
 def is_determined(tokens: TokenStatistics) -> Tensor:
@@ -122,40 +163,21 @@ def is_determined(tokens: TokenStatistics) -> Tensor:
     return tokens.true_entropy.isnan() | (tokens.true_entropy == 0)
 
 
-def _figures(results: list[ItemResult], gold: list[TokenStatistics]) -> dict[str, Figure]:
-    """Ratios of sums over items."""
-    num_tokens = [result.num_tokens for result in results]
-    num_scored = [result.num_scored for result in results]
-    nll = _ratio([result.nll_sum for result in results], num_tokens)
-    accuracy = _ratio([result.num_correct for result in results], num_scored)
-    drift = _ratio([float(one.drift_kl.double().sum()) for one in gold], num_tokens)
-    brier = _ratio([float(one.brier.double().sum()) for one in gold], num_tokens)
+def _prompt_figures(model: nn.Module, base: nn.Module, items: Sequence[EvaluationItem], batch_tokens: int) -> dict[str, Figure]:
+    """Drift where conversations are not the assistant's; no figure of sets that have no such tokens."""
+    rows = [row for item in items[:MAX_PROMPT_ROWS] if item.kind == "tokens" for row in item.rows]
+    prompts = [ItemRow(row.input_ids, [False, *(not is_target for is_target in row.is_target[1:])]) for row in rows]
+    prompts = [row for row in prompts if any(row.is_target)]
+    if not prompts:
+        return {}
+    return {"prompt_drift_kl": drift_figure([one.drift_kl for one in score_rows(model, base, prompts, batch_tokens)])}
+
+
+def _curves(tokens: TokenStatistics, num_bins: int) -> dict[str, Any]:
+    if not len(tokens.nll):
+        return {"reliability": [], "risk_coverage": []}
+    points = risk_coverage_curve(tokens.confidence, 1 - tokens.is_correct.double(), MAX_CURVE_POINTS)
     return {
-        "nll": Figure(nll[0], "nats/token", sum(num_tokens), nll[1], False),
-        "accuracy": Figure(accuracy[0], "share", sum(num_scored), accuracy[1], True),
-        "brier": Figure(brier[0], "0 to 2", sum(num_tokens), brier[1], False),
-        "drift_kl": Figure(drift[0], "nats/token", sum(num_tokens), drift[1], False),
+        "reliability": [asdict(bin_) for bin_ in reliability_curve(tokens.confidence, tokens.is_correct, num_bins)],
+        "risk_coverage": [asdict(point) for point in points],
     }
-
-
-def _calibration_figures(confidence_N: Tensor, error_N: Tensor, ece: float | None) -> dict[str, Figure]:
-    """Figures of all target tokens together, which no sum over items gives: they have no standard error."""
-    area = area_under_risk_coverage(confidence_N, error_N)
-    excess = excess_area_under_risk_coverage(confidence_N, error_N)
-    return {
-        name: Figure(value, "share", len(error_N), None, False)
-        for name, value in (("ece", ece), ("aurc", area), ("excess_aurc", excess))
-    }
-
-
-def _ratio(numerators: list[float], denominators: Sequence[float]) -> tuple[float | None, float | None]:
-    """Ratio of sums over items and its standard error by the delta method (items are the independent units)."""
-    total = float(sum(denominators))
-    if total == 0:
-        return None, None
-    ratio = sum(numerators) / total
-    count = len(numerators)
-    if count < 2:
-        return ratio, None
-    residuals = sum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
-    return ratio, math.sqrt(residuals * count / (count - 1)) / total
