@@ -104,9 +104,11 @@ def _option_nlls(model: nn.Module, items: Sequence[EvaluationItem], batch_tokens
 def _refuse_not_finite(tokens: TokenStatistics, option_nlls: Sequence[float], name: str) -> None:
     """Comparisons with NaN are all false, so a broken model would pass for a good one wherever the first option is right."""
     num_bad = int((~(tokens.nll.isfinite() & tokens.drift_kl.isfinite())).sum())
-    if num_bad or not all(map(math.isfinite, option_nlls)):
+    bad_options = sum(not math.isfinite(nll) for nll in option_nlls)
+    if num_bad or bad_options:
+        where = f"{num_bad} of {len(tokens.nll)} tokens" + (f" and {bad_options} options" if bad_options else "")
         raise ModelError(
-            f"{name}: the model's nll or its drift from the base is not finite on {num_bad} of {len(tokens.nll)} tokens. "
+            f"{name}: the model's nll or its drift from the base is not finite on {where}. "
             "Its weights have diverged: train it again with a lower learning rate (dvc exp run -S training.learning_rate=...)"
         )
 

@@ -33,6 +33,25 @@ def laws_model(laws: dict[int, Law], vocabulary: int) -> TableModel:
     return TableModel(table_VV)
 
 
+def scripted_model(follows: dict[int, int], vocabulary: int, otherwise: int = 0) -> Any:
+    """A real Hugging Face model that says `follows[token]` after a token: its layers add nothing, its head is the script."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": vocabulary + vocabulary % 2, "intermediate_size": 2, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes, **heads, tie_word_embeddings=False)).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(*model.model.embed_tokens.weight.shape))
+        model.lm_head.weight.zero_()
+        for token in range(vocabulary):
+            model.lm_head.weight[follows.get(token, otherwise), token] = 1.0
+    model.generation_config.eos_token_id = None
+    return model
+
+
 def item(
     *rows: list[int], num_context: int = 1, kind: Any = "tokens", gold: int = 0, laws: list[Law] | None = None
 ) -> EvaluationItem:

@@ -10,12 +10,14 @@ import torch
 from scipy.stats import spearmanr
 
 from components.errors import ModelError
-from components.evaluation.evaluate import evaluate_sets, is_determined
-from components.evaluation.items import EvaluationItem, Law
+from components.evaluation.evaluate import evaluate_lm_eval_sets, evaluate_sets, is_determined
+from components.evaluation.instruction_rules import Rule
+from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow, Law, Prompt
 from components.evaluation.likelihood import join, score_rows
 from components.evaluation.uncertainty_table import uncertainty_against_truth
+from components.models import build_word_tokenizer
 from components.params import EvaluationParams
-from tests.components.evaluation.conftest import TableModel, item, laws_model, table_model
+from tests.components.evaluation.conftest import TableModel, item, laws_model, scripted_model, table_model
 
 PARAMS = EvaluationParams(batch_tokens=100, num_ece_bins=4)
 
@@ -231,9 +233,8 @@ def test_a_model_whose_figures_are_not_finite_is_refused(whose: str) -> None:
     broken = table_model()
     broken.table_VV.data[:] = math.nan
     model, base = (broken, table_model()) if whose == "model" else (table_model(), broken)
-    with pytest.raises(
-        ModelError, match=r"set: the model's nll or its drift .* not finite on 2 of 2 tokens.*training\.learning_rate"
-    ):
+    where = r"1 of 1 tokens and 2 options" if whose == "model" else r"1 of 1 tokens\."
+    with pytest.raises(ModelError, match=rf"set: the model's nll or its drift .* not finite on {where}.*training\.learning_rate"):
         evaluate([item([1, 2], [1, 3], kind="choice")], model, base)
 
 
@@ -244,3 +245,84 @@ def test_sets_are_evaluated_apart_and_both_models_only_read() -> None:
     assert list(both) == ["one", "two"]
     assert both["one"] == evaluate([item([1, 2])], model, base)
     assert torch.equal(model.table_VV, before) and model.table_VV.grad is None and not model.training
+
+
+def test_the_drift_of_items_adds_up_to_that_of_the_set() -> None:
+    result = evaluate([item([1, 2, 3, 4]), item([3, 1])], table_model())
+    total = sum(one["drift_sum"] for one in result["items"])
+    assert total == pytest.approx(4 * result["metrics"]["drift_kl"]["value"]) and total > 0
+
+
+def test_drift_at_prompts_is_that_of_every_token_that_is_no_target_and_has_one_before_it() -> None:
+    model, base = table_model(7, 0), table_model(7, 1)
+    items = [item([1, 2, 3, 4, 5], num_context=3), item([6, 0, 2], num_context=2)]
+    figure = evaluate(items, model, base)["metrics"]["prompt_drift_kl"]
+    laws = [one.table_VV.detach().double().log_softmax(1) for one in (base, model)]
+    drift_V = (laws[0].exp() * (laws[0] - laws[1])).sum(1)
+    assert figure["num"] == 3 and figure["value"] == pytest.approx(float(drift_V[[1, 2, 6]].mean()), rel=1e-5)
+    assert figure["standard_error"] > 0
+
+
+@pytest.mark.parametrize("items", [[item([1, 2, 3])], [item([1, 2, 3], num_context=2, kind="exact")]])
+def test_sets_without_prompts_of_conversations_have_no_drift_at_them(items: list[EvaluationItem]) -> None:
+    assert "prompt_drift_kl" not in evaluate(items, table_model())["metrics"]
+
+
+def test_drift_at_prompts_looks_at_the_first_sixty_four_conversations() -> None:
+    items = [item([1, 2, 3], num_context=2)] * 70
+    assert evaluate(items, table_model())["metrics"]["prompt_drift_kl"]["num"] == 64
+
+
+def test_a_set_says_its_task_how_many_items_it_has_and_what_was_left_out() -> None:
+    items = EvaluationSet([item([1, 2], [1, 3], kind="choice")], {"too_long": 3})
+    result = evaluate(items, table_model())
+    assert (result["task"], result["num_items"], result["left_out"]) == ("choice", 1, {"too_long": 3})
+
+
+def answered(items: list[EvaluationItem], model: Any, tokenizer: Any, **params: Any) -> dict[str, Any]:
+    return evaluate_sets(model, model, {"set": items}, EvaluationParams(**params), tokenizer=tokenizer)["set"]
+
+
+def test_a_generated_answer_hits_or_misses_and_the_given_one_is_scored_as_ever() -> None:
+    tokenizer = build_word_tokenizer(["####", "4", "5", "so"], 64)
+    sharp, four, five, so = (tokenizer.convert_tokens_to_ids(word) for word in ("####", "4", "5", "so"))
+    model = scripted_model({so: sharp, sharp: four, four: tokenizer.eos_token_id, five: five}, len(tokenizer))
+    rows = [ItemRow([2, so, sharp, four], [False, False, True, True])] * 3
+    prompts = [Prompt([2, so], "4.0"), Prompt([2, so], "5"), Prompt([2, five], "5")]
+    items = [EvaluationItem(str(n), "tokens", (row,), prompt=one) for n, (row, one) in enumerate(zip(rows, prompts, strict=True))]
+    result = answered([*items, item([2, so])], model, tokenizer, max_new_tokens=6)
+    assert [one["exact_match"] for one in result["items"]] == [1, 0, 0, None]
+    assert [one["is_finished"] for one in result["items"]] == [True, True, False, None]
+    assert [one["num_generated"] for one in result["items"]] == [2, 2, 6, None]
+    assert [one["answer"] for one in result["items"]] == ["#### 4", "#### 4", "5 5 5 5 5 5", None]
+    figures = result["metrics"]
+    assert (figures["exact_match"]["value"], figures["exact_match"]["num"]) == (pytest.approx(1 / 3), 3)
+    assert (figures["unfinished"]["value"], figures["unfinished"]["higher_is_better"]) == (pytest.approx(1 / 3), False)
+    assert figures["accuracy"]["num"] == 7, "every target token of the given answers"
+
+
+def test_an_instruction_is_right_when_all_its_rules_are_kept_and_has_no_likelihood() -> None:
+    tokenizer = build_word_tokenizer(["one", "two", ","], 64)
+    one, two, comma = (tokenizer.convert_tokens_to_ids(word) for word in ("one", "two", ","))
+    model = scripted_model({one: two, two: tokenizer.eos_token_id, comma: comma}, len(tokenizer))
+    words = Rule("length_constraints:number_words", {"num_words": 1, "relation": "at least"})
+    both = (words, Rule("punctuation:no_comma"))
+    prompts = [
+        Prompt([2, one], rules=both),
+        Prompt([2, comma], rules=both),
+        Prompt([2, one], rules=(*both, Rule("startend:quotation"))),
+    ]
+    result = answered([EvaluationItem(str(n), "rules", (), prompt=one) for n, one in enumerate(prompts)], model, tokenizer)
+    assert [one["num_correct"] for one in result["items"]] == [1.0, 0.0, 0.0]
+    figures = result["metrics"]
+    assert (figures["accuracy"]["value"], figures["accuracy"]["num"]) == (pytest.approx(1 / 3), 3)
+    assert (
+        all(figures[name]["value"] is None for name in ("nll", "brier", "drift_kl", "ece", "aurc"))
+        and "exact_match" not in figures
+    )
+    assert (result["reliability"], result["risk_coverage"], result["uncertainty"]) == ([], [], None)
+    json.dumps(result, allow_nan=False)
+
+
+def test_no_harness_is_imported_where_none_of_its_tasks_is_named() -> None:
+    assert evaluate_lm_eval_sets(None, None, EvaluationParams(), None) == {}  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from components.data.embedded_splits import write_world
 from components.data.embedded_world import EmbeddedWorld
 from components.errors import DataError
 from components.evaluation.held_out_sets import name_ood_files
-from components.evaluation.items import EvaluationItem
+from components.evaluation.instruction_rules import Rule
+from components.evaluation.items import EvaluationItem, EvaluationSet
 from components.evaluation.tasks import read_ood_set
 from components.models import build_word_tokenizer
 from components.params import WorldParams
@@ -25,7 +26,7 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
 
 def read(
     tmp_path: Path, rows: Any, tokenizer: Any, max_length: int = 200, max_items: int = 100, name: str = "set.json"
-) -> list[EvaluationItem]:
+) -> EvaluationSet:
     write_text(tmp_path / name, rows if isinstance(rows, str) else json.dumps(rows))
     return read_ood_set(tmp_path / name, tokenizer, max_length, max_items)
 
@@ -106,7 +107,8 @@ def test_a_context_too_long_loses_its_beginning(tokenizer: Any, tmp_path: Path) 
 def test_an_item_that_does_not_fit_is_left_out_whole(tokenizer: Any, tmp_path: Path) -> None:
     rows = [{"query": "q", "choices": ["the cat", answer], "gold": 0} for answer in ("the mat", "the fox " * 20, "the dog")]
     assert [item.item_id for item in read(tmp_path, rows, tokenizer, max_length=12)] == ["set.json:1", "set.json:3"]
-    with pytest.raises(DataError, match=r"set\.json: no item fits into data\.max_length 12\. Raise it"):
+    told = r"set\.json: none of its items can be asked \(left out: too_long 1\).*raise data\.max_length \(now 12\)"
+    with pytest.raises(DataError, match=told):
         read(tmp_path, rows[1:2], tokenizer, max_length=12)
 
 
@@ -117,6 +119,70 @@ def test_a_conversation_that_the_template_refuses_is_left_out(make_tokenizer: Ca
     assert [item.item_id for item in items] == ["set.json:2"]
 
 
+def test_rows_that_cannot_be_asked_are_counted_by_kind(
+    make_tokenizer: Callable[..., Any], make_new_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    spelled = [{"role": "user", "content": "<end_of_turn>"}, turns[1]]
+    system = [{"role": "system", "content": "s"}, *turns[:1], turns[1], *turns]
+    long = [{"role": "user", "content": "the cat " * 300}, turns[1]]
+    rows = [{"messages": one} for one in (turns, spelled, spelled, long, system, turns)]
+    found = read(tmp_path, rows, make_tokenizer("byte_level", "gemma"))
+    assert len(found) == 3 and found.left_out == {"control_token": 2, "too_long": 1}
+    words = build_word_tokenizer(["is", "ice", "cold", "yes"], 96)
+    answers = [{"input": "is ice cold", "target": answer} for answer in ("yes", "perhaps", "yes")]
+    found = read(tmp_path, answers, words)
+    assert [item.item_id for item in found] == ["set.json:1", "set.json:3"] and found.left_out == {"lossy": 1}
+    assert read(tmp_path, answers, words, max_items=1).left_out == {}, "what comes after the last item taken is not looked at"
+
+
+def instruction(prompt: str, *rules: str, **arguments: Any) -> dict[str, Any]:
+    return {"key": 1, "prompt": prompt, "instruction_id_list": list(rules), "kwargs": [arguments, *[{}] * (len(rules) - 1)]}
+
+
+def test_an_instruction_with_rules_is_asked_through_the_chat_template(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [
+        instruction("the cat", "keywords:existence", "punctuation:no_comma", keywords=["fox"], num_words=None),
+        instruction("the dog " * 300, "punctuation:no_comma"),
+    ]
+    found = read(tmp_path, rows, tokenizer)
+    [item] = found
+    assert (item.kind, item.rows, found.left_out) == ("rules", (), {"too_long": 1})
+    assert item.prompt is not None and item.prompt.rules == (
+        Rule("keywords:existence", {"keywords": ["fox"]}),
+        Rule("punctuation:no_comma"),
+    )
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "the cat"}], add_generation_prompt=True, tokenize=False)
+    assert item.prompt.input_ids == tokenizer(asked, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            instruction("p", "language:response_language"),
+            r"set\.json:2: the rule 'language:\S+' is not known.*known: keywords:exis",
+        ),
+        (instruction("p", "keywords:existence"), r"set\.json:2: keywords:existence needs the argument 'keywords'"),
+        ({**instruction("p", "punctuation:no_comma"), "kwargs": []}, r"set\.json:2: kwargs must be a list of 1 objects"),
+        ({**instruction("p"), "instruction_id_list": "x"}, r"set\.json:2: instruction_id_list must be a list"),
+        (instruction(" ", "punctuation:no_comma"), r"set\.json:2: prompt is empty"),
+    ],
+)
+def test_a_bad_instruction_ends_in_its_place(row: dict[str, Any], told: str, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        read(tmp_path, [instruction("p", "punctuation:no_comma"), row], tokenizer)
+
+
+def test_a_conversation_that_ends_in_a_final_answer_is_answered_freely_as_well(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"question": "4 + 4?", "answer": "it is\n#### 8"}]
+    [item] = read(tmp_path, rows, tokenizer)
+    assert item.prompt is not None and (item.kind, item.prompt.expected) == ("tokens", "8")
+    assert item.rows[0].input_ids[: len(item.prompt.input_ids)] == item.prompt.input_ids
+    [other] = read(tmp_path, [{"instruction": "4 + 4?", "output": "it is 8"}], tokenizer)
+    assert other.prompt is None
+
+
 def test_windows_of_a_text_score_every_token_once(tokenizer: Any, tmp_path: Path) -> None:
     text = "the quick brown fox\n\njumps over 😀 the lazy dog. " * 20
     items = read(tmp_path, text, tokenizer, max_length=16, name="set.txt")
@@ -125,6 +191,7 @@ def test_windows_of_a_text_score_every_token_once(tokenizer: Any, tmp_path: Path
     assert all(item.rows[0].is_target == [False] + [True] * (len(item.rows[0].input_ids) - 1) for item in items)
     assert all(len(item.rows[0].input_ids) <= 16 for item in items)
     assert items[1].item_id == "set.txt:window2"
+    assert {item.kind for item in items} == {"text"}
 
 
 @pytest.mark.parametrize("max_length", [96, 20])
