@@ -3,6 +3,8 @@
 python -m pytest tests/test_real_data.py -s     # shows the table of rows in, used and quarantined
 """
 
+import json
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ SOURCES = {
 }
 CONTRACT = DataContractParams(quarantine=("ood_overlap", "secret"))
 NUM_SETS = 31
-KINDS = {"icl": "choice", "math": "exact", "blimp": "choice", "text": "tokens", "bbh": "exact"}
+KINDS = {"icl": "choice", "math": "exact", "blimp": "choice", "text": "text", "bbh": "exact"}
 EXACT = ("icl/lambada_openai", "icl/simple_arithmetic_withspaces")
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside the project (../shared/data is absent)")
@@ -114,6 +116,37 @@ def test_the_published_model_scores_them_with_finite_figures(tokenizer: Any) -> 
         "it was trained on these stories"
     )
     assert all(result["metrics"]["drift_kl"]["value"] == 0.0 for result in results.values())
+
+
+def test_every_held_out_file_evaluates_with_all_that_the_report_reads(tokenizer: Any) -> None:
+    model = load_model(SHARED / "models" / "stories260K")
+    sets = {name: read_ood_set(file, tokenizer, 256, 3) for name, file in name_ood_files(SHARED / "ood").items()}
+    results = evaluate_sets(model, model, sets, EvaluationParams(batch_tokens=2048), tokenizer=tokenizer)
+    assert len(results) == NUM_SETS
+    for name, result in results.items():
+        assert (result["task"], result["num_items"]) == (sets[name][0].kind, 3), name
+        assert all(math.isfinite(result["metrics"][metric]["value"]) for metric in ("nll", "accuracy")), name
+        assert set(result["left_out"]) <= {"too_long"}, name
+
+
+def test_the_published_model_answers_published_problems_and_instructions(tokenizer: Any, tmp_path: Path) -> None:
+    """It knows no sums and follows no rules; what it says is cut, compared and counted all the same."""
+    rules = ["length_constraints:number_words", "punctuation:no_comma"]
+    row = {
+        "key": 1,
+        "prompt": "Tell me a story.",
+        "instruction_id_list": rules,
+        "kwargs": [{"num_words": 1, "relation": "at least"}, {}],
+    }
+    (tmp_path / "rules.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    model = load_model(SHARED / "models" / "stories260K")
+    files = {"gsm8k": SHARED / "eval_id" / "gsm8k" / "test.jsonl", "rules": tmp_path / "rules.jsonl"}
+    sets = {name: read_ood_set(file, tokenizer, 512, 6) for name, file in files.items()}
+    results = evaluate_sets(model, model, sets, EvaluationParams(max_new_tokens=24), tokenizer=tokenizer)
+    problems, instructions = (results[name]["metrics"] for name in files)
+    assert (problems["exact_match"]["num"], problems["unfinished"]["num"]) == (6, 6)
+    assert all(one["answer"] and one["num_generated"] <= 24 and one["expected"] for one in results["gsm8k"]["items"])
+    assert instructions["accuracy"]["num"] == 1 and instructions["nll"]["value"] is None
 
 
 def test_training_questions_are_not_held_out_and_held_out_ones_are_recognised() -> None:

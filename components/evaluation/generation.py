@@ -58,10 +58,12 @@ def generate_answers(
     name: str,
 ) -> list[Answer]:
     """The greedy answer to each prompt, in the order given. A prompt must leave the model one position at least."""
+    if not prompts:
+        return []
     ends = endings(model, tokenizer)
     answers: dict[int, Answer] = {}
     batches = _batches([len(prompt) for prompt in prompts], model, max_new_tokens, batch_size)
-    with tqdm(total=len(prompts), desc=f"evaluate_ood: {name}", unit="answer", disable=not prompts, leave=False) as progress:
+    with tqdm(total=len(prompts), desc=f"evaluate_ood: {name}", unit="answer", leave=False) as progress:
         for indices, room in batches:
             said = _generate(model, tokenizer, [prompts[index] for index in indices], ends, room)
             answers |= {index: _answer(ids, ends, tokenizer) for index, ids in zip(indices, said, strict=True)}
@@ -76,7 +78,7 @@ def _batches(
     each may be answered with. That is the same for all of a batch: a neighbour must not lengthen an answer."""
     positions = positions_of(model)
     rooms = [max_new_tokens if positions is None else min(max_new_tokens, positions - length) for length in lengths]
-    assert min(rooms, default=1) > 0, "a prompt that fills the context is left out before"
+    assert min(rooms) > 0, "a prompt that fills the context is left out before"
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and (len(batch) == batch_size or rooms[index] != rooms[batch[0]]):

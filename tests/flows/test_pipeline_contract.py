@@ -39,8 +39,9 @@ def test_params_are_exactly_the_flow_s_keyword_arguments(name: str) -> None:
 
 def test_every_stage_is_a_flow_of_its_name() -> None:
     preparing = ["prepare_base", "prepare_data", "cache_teacher", "score_tokens", "explore_mask"]
-    assert sorted([*preparing, "post_train", "evaluate_ood", "compare", "register_model"]) == STAGE_FLOWS
-    assert set(STAGES) - set(STAGE_FLOWS) == {"evaluate_base"}, "the base is evaluated by the same flow under a name of its own"
+    assert sorted([*preparing, "post_train", "sample_base", "evaluate_ood", "compare", "register_model"]) == STAGE_FLOWS
+    named = {"evaluate_base", "evaluate_champion"}
+    assert set(STAGES) - set(STAGE_FLOWS) == named, "base and champion are evaluated by the same flow under names of their own"
 
 
 def test_a_flow_that_runs_as_a_stage_does_is_a_stage_or_a_command_that_is_listed_here() -> None:
