@@ -42,9 +42,8 @@ def main() -> None:
         f"{date.today()}, {processor()}, 1 thread, torch {torch.__version__}, transformers {transformers.__version__}; "
         f"{NUM_PROMPTS} prompts, {NUM_TOKENS} new tokens at most, {options.rounds} rounds\n"
     )
-    print(
-        f"| model | batch {options.batch_size} / batch 1 (of minima) | batch {options.batch_size} tokens/s | batch 1 tokens/s | same answers |"
-    )
+    size = options.batch_size
+    print(f"| model | batch {size} / batch 1 (of minima) | batch {size} tokens/s | batch 1 tokens/s | same answers |")
     print("|---|---|---|---|---|")
     for name, model, tokenizer, prompts in cases(options.data):
         report(name, *measure(model, tokenizer, prompts, options), options.batch_size)

@@ -85,7 +85,9 @@ def _has_words(answer: str, *, num_words: int, relation: str) -> bool:
 
 
 def _has_sentences(answer: str, *, num_sentences: int, relation: str) -> bool:
-    return _holds(len(re.findall(r"[^.!?。！？]*\w[^.!?。！？]*(?:[.!?。！？]+|\Z)(?!\w)", answer)), relation, num_sentences)
+    """Parted by final marks that no letter follows; without one at its end the last part is a sentence, too."""
+    parts = re.split(r"[.!?。！？]+(?!\w)", answer)
+    return _holds(sum(re.search(r"\w", part) is not None for part in parts), relation, num_sentences)
 
 
 def _has_paragraphs(answer: str, *, num_paragraphs: int) -> bool:

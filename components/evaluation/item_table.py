@@ -41,7 +41,10 @@ def write_evaluation(name: str, result: Mapping[str, Any], folder: Path | None =
     rows = [{"set": set_name, **item} for set_name, one in sets.items() for item in one["items"]]
     columns = [pa.array([row.get(column.name) for row in rows], type=column.type) for column in _SCHEMA]
     _write_table(folder / f"{name}.parquet", pa.Table.from_arrays(columns, schema=_SCHEMA))
-    bare = {set_name: {key: value for key, value in one.items() if key != "items"} for set_name, one in sets.items()}
+    bare = {
+        set_name: {**{key: value for key, value in one.items() if key != "items"}, "num_items": len(one["items"])}
+        for set_name, one in sets.items()
+    }
     write_json(folder / f"{name}.json", {**result, "sets": bare} if sets else dict(result))
 
 

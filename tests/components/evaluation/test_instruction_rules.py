@@ -1,5 +1,6 @@
 """Every rule has an answer that keeps it and answers that break it; what a row gets wrong about a rule is told."""
 
+import time
 from typing import Any
 
 import pytest
@@ -123,3 +124,21 @@ def test_a_whole_number_may_be_written_as_a_float() -> None:
 def test_what_is_wrong_with_a_rule_is_told(rule_id: str, arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(BadRowError, match=told):
         parse_rule(rule_id, arguments)
+
+
+@pytest.mark.parametrize("rule_id", RULE_IDS)
+def test_a_long_answer_is_judged_in_no_time(rule_id: str) -> None:
+    """What a model that never ends says: the longest runs of everything that a rule looks for."""
+    rule = parse_rule(rule_id, CASES[rule_id][0])
+    started = time.process_time()
+    for answer in (
+        "a" * 4000 + ".x",
+        "word " * 1000 + "3.x",
+        "* " * 2000,
+        "<<" * 2000,
+        "[" * 4000,
+        "\n" * 4000 + "x",
+        "*" * 4000,
+    ):
+        rule.is_kept(answer)
+    assert time.process_time() - started < 2
