@@ -22,6 +22,7 @@ from typing import Any
 from components.data.conversations import Conversation
 from components.data.faults import BadRowError
 from components.data.file_kinds import LAWS_SUFFIX, is_data, is_foreign_data, repair_of
+from components.data.instruction_rules import Rule, parse_rule
 from components.data.json_rows import read_rows, read_utf8
 from components.data.schemas import parse_row
 from components.data.strict_json import kind_of, text_of
@@ -46,11 +47,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt, and the rules that an answer to it must keep: each an id and its arguments (those that are null left out)."""
+    """A prompt, and the rules that an answer to it must keep."""
 
     row_id: str
     prompt: str
-    rules: tuple[tuple[str, dict[str, Any]], ...]
+    rules: tuple[Rule, ...]
 
 
 Item = Question | Instruction | Conversation
@@ -168,7 +169,7 @@ def _instruction(row_id: str, row: Row) -> Instruction:
     if not isinstance(arguments, list) or len(arguments) != len(ids) or not all(isinstance(one, dict) for one in arguments):
         raise BadRowError(f"kwargs must be a list of {len(ids)} objects, one for each entry of instruction_id_list. {MEND}")
     given = [{key: value for key, value in one.items() if value is not None} for one in arguments]
-    return Instruction(row_id, _sentence(row, "prompt"), tuple(zip(ids, given, strict=True)))
+    return Instruction(row_id, _sentence(row, "prompt"), tuple(parse_rule(*one) for one in zip(ids, given, strict=True)))
 
 
 _FORMATS: dict[tuple[str, ...], Callable[[str, Row], Item]] = {

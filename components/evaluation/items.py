@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from components.data.faults import FaultKind
+from components.data.instruction_rules import Rule
 from components.data.tokenized import TokenizedRow
 from components.data.unrenderable import DoesNotFitError, UnrenderableError
-from components.evaluation.instruction_rules import Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 
 from components.data.conversations import Conversation
 from components.data.embedded_files import read_laws
-from components.data.faults import BadRowError
 from components.data.held_out import Instruction, Item, Question, read_ood_items
 from components.data.json_rows import read_utf8
 from components.data.rendering import render, render_prompt
 from components.data.unrenderable import DoesNotFitError, UnrenderableError
 from components.errors import DataError
 from components.evaluation.answers import prompt_of_row
-from components.evaluation.instruction_rules import parse_rule
 from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow, Prompt, continuation_row, start_token
 
 if TYPE_CHECKING:
@@ -59,8 +57,6 @@ def _json_items(
             yield _item(item, None if laws is None else laws[index], tokenizer, max_length)
         except UnrenderableError as fault:
             yield fault
-        except BadRowError as fault:
-            raise DataError(f"{file}:{item.row_id.rpartition(':')[2]}: {fault}") from None
 
 
 def _item(item: Item, laws: Laws | None, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> EvaluationItem:
@@ -77,12 +73,11 @@ def _question(item: Question, tokenizer: "PreTrainedTokenizerBase", max_length: 
 
 
 def _instruction(item: Instruction, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> EvaluationItem:
-    rules = tuple(parse_rule(rule_id, arguments) for rule_id, arguments in item.rules)
     text = render_prompt(({"role": "user", "content": item.prompt},), tokenizer)
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if len(ids) >= max_length:
         raise DoesNotFitError(f"the prompt has {len(ids)} tokens, data.max_length is {max_length}")
-    return EvaluationItem(item.row_id, "rules", (), prompt=Prompt(ids, rules=rules))
+    return EvaluationItem(item.row_id, "rules", (), prompt=Prompt(ids, rules=item.rules))
 
 
 def _conversation(item: Conversation, laws: Laws | None, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> EvaluationItem:

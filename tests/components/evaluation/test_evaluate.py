@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from components.data.instruction_rules import Rule
 from components.errors import ModelError
 from components.evaluation.evaluate import evaluate_lm_eval_sets, evaluate_sets, is_determined
-from components.evaluation.instruction_rules import Rule
 from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow, Law, Prompt
 from components.evaluation.likelihood import join, score_rows
 from components.evaluation.uncertainty_table import uncertainty_against_truth

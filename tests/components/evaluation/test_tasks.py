@@ -10,9 +10,9 @@ import pytest
 from components.artifacts import write_text
 from components.data.embedded_splits import write_world
 from components.data.embedded_world import EmbeddedWorld
+from components.data.instruction_rules import Rule
 from components.errors import DataError
 from components.evaluation.held_out_sets import name_ood_files
-from components.evaluation.instruction_rules import Rule
 from components.evaluation.items import EvaluationItem, EvaluationSet
 from components.evaluation.tasks import read_ood_set
 from components.models import build_word_tokenizer

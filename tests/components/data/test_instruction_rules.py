@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from components.data.faults import BadRowError
-from components.evaluation.instruction_rules import RULE_IDS, Rule, parse_rule
+from components.data.instruction_rules import RULE_IDS, Rule, parse_rule
 
 CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "keywords:existence": ({"keywords": ["Fox", "den"]}, ["a fox, its DEN"], ["a fox", "den"]),
