@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import BASE_MODEL, DATA, TEACHER_CACHE, read_json
 from components.data.rendering import render_prompt
 from components.data.tokenized import TokenizedRow, read_split
-from components.evaluation.comparison import model_metrics
 from components.evaluation.gate import GateVerdict
+from components.evaluation.headline import model_metrics
 from components.models import DESCRIPTION, load_prepared_tokenizer
 from components.teacher_cache.format import read_manifest
 from components.tracking import lineage_tags

@@ -33,8 +33,8 @@ def evaluate_ood(
         write_evaluation(preset, {"absent": found})
         return {"absent": found}
 
-    from components.evaluation.comparison import model_metrics
     from components.evaluation.evaluate import evaluate_lm_eval_sets, evaluate_sets
+    from components.evaluation.headline import model_metrics
     from components.evaluation.held_out_sets import load_reference, read_sets
     from components.models import load_base_model, load_model, load_prepared_tokenizer, select_device
     from components.tracking import log_evaluation

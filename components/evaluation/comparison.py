@@ -1,41 +1,51 @@
-"""Putting all evaluations side by side: means and intervals over seeds, paired differences, the candidate.
+"""Putting all evaluations side by side: means and intervals over seeds, paired differences, the noise floor, the candidate."""
 
-`accuracy` over OOD sets is the mean of the sets (each counts the same); sets without a scored token are left out of it.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from components.errors import ArtifactError
-from components.evaluation.statistics import REPAIR, ItemScores, mean_interval, paired_difference
+from components.evaluation.differences import method_differences, set_differences
+from components.evaluation.headline import METRICS, SET_METRICS, model_metrics, set_figure
+from components.evaluation.noise_floor import noise_floor
+from components.evaluation.statistics import REPAIR, mean_interval
 from components.params import ComparisonParams
 
-OOD_PREFIX = "ood/"
-SET_METRICS = ("accuracy", "nll", "ece", "brier", "aurc", "drift_kl")
-METRICS: dict[str, dict[str, Any]] = {
-    "in_domain_accuracy": {"unit": "share", "higher_is_better": True},
-    "in_domain_nll": {"unit": "nats/token", "higher_is_better": False},
-    "in_domain_ece": {"unit": "share", "higher_is_better": False},
-    "in_domain_brier": {"unit": "0 to 2", "higher_is_better": False},
-    "in_domain_aurc": {"unit": "share", "higher_is_better": False},
-    "ood_accuracy": {"unit": "share", "higher_is_better": True},
-    "ood_nll": {"unit": "nats/token", "higher_is_better": False},
-    "ood_ece": {"unit": "share", "higher_is_better": False},
-    "ood_brier": {"unit": "0 to 2", "higher_is_better": False},
-    "ood_aurc": {"unit": "share", "higher_is_better": False},
-    "in_domain_drift_kl": {"unit": "nats/token", "higher_is_better": False},
-    "ood_drift_kl": {"unit": "nats/token", "higher_is_better": False},
-    "nll_tracks_epistemic": {"unit": "Spearman", "higher_is_better": True},
-    "nll_tracks_aleatoric": {"unit": "Spearman", "higher_is_better": False},
-}
+CHAMPION = "champion"
 
 
-def compare_models(evaluations: list[dict[str, Any]], params: ComparisonParams, candidate: str) -> dict[str, Any]:
-    """The whole comparison as JSON: `methods`, `sets`, `differences`, `candidate`, `metric_descriptions`, and two for the
-    section on uncertainty: `uncertainty_against` (law, reference or None) and `risk_coverage` (in-domain, per method)."""
+def compare_models(
+    evaluations: Sequence[dict[str, Any]], params: ComparisonParams, candidate: str, champion: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole comparison as JSON. The champion is shown beside the methods and is not one of them: the gate compares with it.
+
+    `methods`, `sets` (figures), `differences` (pairs of methods), `set_differences` (against the base), `noise_floor`,
+    `candidate`, `metric_descriptions`, `left_out` (set -> kind of fault -> rows not asked); for the report's pictures
+    `reliability`, `risk_coverage` and `uncertainty_against` (law, reference or None).
+    """
+    by_preset = _by_preset(evaluations)
+    shown = {**by_preset, **({CHAMPION: [champion]} if champion and "sets" in champion else {})}
+    methods = {preset: _summarise(runs, params.confidence) for preset, runs in shown.items()}
+    first = evaluations[0]["sets"]
+    return {
+        "methods": methods,
+        "sets": {name: _set_row(name, shown) for name in first},
+        "differences": method_differences(by_preset, params),
+        "set_differences": set_differences(by_preset, params),
+        "noise_floor": noise_floor({preset: methods[preset] for preset in by_preset}, params.confidence),
+        "candidate": choose_candidate(by_preset[candidate]),
+        "metric_descriptions": METRICS,
+        "confidence": params.confidence,
+        "left_out": {name: result.get("left_out", {}) for name, result in first.items()},
+        "uncertainty_against": uncertainty_against(evaluations),
+        "risk_coverage": {preset: _mean_risk_coverage(runs) for preset, runs in shown.items()},
+        "reliability": {preset: _reliability(runs) for preset, runs in shown.items()},
+    }
+
+
+def _by_preset(evaluations: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     by_preset: dict[str, list[dict[str, Any]]] = {}
     for evaluation in evaluations:
         by_preset.setdefault(evaluation["preset"], []).append(evaluation)
@@ -45,25 +55,16 @@ def compare_models(evaluations: list[dict[str, Any]], params: ComparisonParams, 
         if set(evaluation["sets"]) != set(evaluations[0]["sets"]):
             names = sorted(set(evaluation["sets"]) ^ set(evaluations[0]["sets"]))
             raise ArtifactError(f"{evaluation['model']} and {evaluations[0]['model']} differ in the sets {names}. Run: {REPAIR}")
-    return {
-        "methods": {preset: _summarise(runs, params.confidence) for preset, runs in by_preset.items()},
-        "sets": {name: _set_row(name, by_preset) for name in evaluations[0]["sets"]},
-        "differences": _differences(by_preset, params),
-        "candidate": choose_candidate(by_preset[candidate]),
-        "metric_descriptions": METRICS,
-        "confidence": params.confidence,
-        "uncertainty_against": uncertainty_against(evaluations),
-        "risk_coverage": {preset: _mean_risk_coverage(runs) for preset, runs in by_preset.items()},
-    }
+    return by_preset
 
 
-def uncertainty_against(evaluations: list[dict[str, Any]]) -> str | None:
+def uncertainty_against(evaluations: Sequence[dict[str, Any]]) -> str | None:
     """What the in-domain uncertainty scores were told from: the true law, a reference model, or nothing."""
     tables = [evaluation["sets"]["in_domain"]["uncertainty"] for evaluation in evaluations]
     return next((str(table.get("against", "law")) for table in tables if table), None)
 
 
-def _mean_risk_coverage(runs: list[dict[str, Any]]) -> list[dict[str, float]]:
+def _mean_risk_coverage(runs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """In-domain risk at each coverage, mean over seeds (which answer the same tokens, so at the same coverages)."""
     curves = [run["sets"]["in_domain"].get("risk_coverage", []) for run in runs]
     return [
@@ -72,23 +73,30 @@ def _mean_risk_coverage(runs: list[dict[str, Any]]) -> list[dict[str, float]]:
     ]
 
 
-def model_metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    """The headline figures of one model (see METRICS); None where a figure does not exist for this data."""
-    sets = evaluation["sets"]
-    ood = [result for name, result in sets.items() if name.startswith(OOD_PREFIX)]
-    figures: dict[str, float | None] = {}
-    for metric in SET_METRICS:
-        figures[f"in_domain_{metric}"] = sets["in_domain"]["metrics"][metric]["value"]
-        values = [result["metrics"][metric]["value"] for result in ood]
-        present = [value for value in values if value is not None]
-        figures[f"ood_{metric}"] = float(np.mean(present)) if present else None
-    truth = sets["in_domain"]["uncertainty"]
-    for kind in ("epistemic", "aleatoric"):
-        figures[f"nll_tracks_{kind}"] = truth["rank_correlation"]["student_nll"][kind] if truth else None
-    return figures
+def _reliability(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Bins of confidence pooled over seeds: in-domain, and over all tokens of all OOD sets."""
+    found = {}
+    for scope in ("in_domain", "ood"):
+        curves = [
+            result["reliability"]
+            for run in runs
+            for name, result in run["sets"].items()
+            if (name == scope or name.startswith(f"{scope}/")) and result.get("reliability")
+        ]
+        found[scope] = [_pooled(bins) for bins in zip(*curves, strict=True)]
+    return found
 
 
-def _summarise(runs: list[dict[str, Any]], confidence: float) -> dict[str, Any]:
+def _pooled(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    num = sum(one["num_tokens"] for one in bins)
+    means = {
+        key: sum(one[key] * one["num_tokens"] for one in bins if one["num_tokens"]) / num if num else None
+        for key in ("confidence", "accuracy")
+    }
+    return {"low": bins[0]["lower"], "high": bins[0]["upper"], "num": num, **means}
+
+
+def _summarise(runs: Sequence[dict[str, Any]], confidence: float) -> dict[str, Any]:
     figures = [model_metrics(run) for run in runs]
     summary: dict[str, Any] = {}
     for metric in METRICS:
@@ -97,68 +105,22 @@ def _summarise(runs: list[dict[str, Any]], confidence: float) -> dict[str, Any]:
     return {"num_seeds": len(runs), "models": [run["model"] for run in runs], "metrics": summary}
 
 
-def _set_row(name: str, by_preset: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
+def _set_row(name: str, by_preset: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
     row: dict[str, dict[str, float | None]] = {}
     for preset, runs in by_preset.items():
         row[preset] = {}
         for metric in SET_METRICS:
-            values = [run["sets"][name]["metrics"][metric]["value"] for run in runs]
-            present = [value for value in values if value is not None]
+            present = [value for run in runs if (value := _figure_of(run, name, metric)) is not None]
             row[preset][metric] = float(np.mean(present)) if present else None
     return row
 
 
-def item_scores(runs: list[dict[str, Any]], names: list[str]) -> dict[str, ItemScores]:
-    """Per set, correct counts by seed and scored item; refuses models that were scored on different items."""
-    scores: dict[str, ItemScores] = {}
-    for name in names:
-        items = [run["sets"][name]["items"] for run in runs]
-        keys = [[(item["item_id"], item["num_tokens"], item["num_scored"]) for item in one] for one in items]
-        if any(other != keys[0] for other in keys):
-            raise ArtifactError(f"models were evaluated on different items of {name}. Evaluate all on the same sets: {REPAIR}")
-        correct_SI = np.array([[item["num_correct"] for item in one] for one in items], dtype=np.float64)
-        scored_I = np.array([item["num_scored"] for item in items[0]], dtype=np.float64)
-        kept = scored_I > 0
-        if kept.any():
-            ids = tuple(f"{item['item_id']} ({item['num_tokens']} tokens)" for item in items[0] if item["num_scored"] > 0)
-            scores[name] = ItemScores(ids, correct_SI[:, kept], scored_I[kept])
-    return scores
+def _figure_of(run: Mapping[str, Any], name: str, metric: str) -> float | None:
+    """None for a set that only the champion lacks."""
+    return set_figure(run["sets"][name], metric) if name in run["sets"] else None
 
 
-def _differences(by_preset: Mapping[str, list[dict[str, Any]]], params: ComparisonParams) -> list[dict[str, Any]]:
-    """Every method against the base and against every other method listed before it, in-domain and OOD accuracy."""
-    presets = list(by_preset)
-    found = []
-    for metric in ("in_domain_accuracy", "ood_accuracy"):
-        scores = {preset: item_scores(runs, set_names(runs[0], metric)) for preset, runs in by_preset.items()}
-        for index, method in enumerate(presets):
-            for reference in presets[:index]:
-                difference = paired_difference(
-                    scores[method],
-                    scores[reference],
-                    num_resamples=params.num_resamples,
-                    confidence=params.confidence,
-                    seed=params.seed,
-                )
-                found.append(
-                    {
-                        "metric": metric,
-                        "method": method,
-                        "reference": reference,
-                        **asdict(difference),
-                        "verdict": difference.verdict,
-                    }
-                )
-    return found
-
-
-def set_names(evaluation: Mapping[str, Any], metric: str) -> list[str]:
-    if metric == "in_domain_accuracy":
-        return ["in_domain"]
-    return [name for name in evaluation["sets"] if name.startswith(OOD_PREFIX)]
-
-
-def choose_candidate(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def choose_candidate(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of the configured preset, the seed with the lowest nll on the validation split: neither test nor OOD sets choose."""
     best = min(runs, key=lambda run: float(run["sets"]["validation"]["metrics"]["nll"]["value"]))
     return {

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from components.errors import ModelError
 from components.evaluation.answers import answer_items, final_answer, is_same_answer
-from components.evaluation.comparison import OOD_PREFIX
 from components.evaluation.figures import Figure, ItemResult, calibration_figures, drift_figure, item_figures
 from components.evaluation.generation import Answer
+from components.evaluation.headline import OOD_PREFIX
 from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow
 from components.evaluation.likelihood import TokenStatistics, join, score_rows
 from components.evaluation.uncertainty_table import uncertainty_against_truth

@@ -10,7 +10,7 @@ from components.data.tokenized import read_split
 from components.data_params import DataParams
 from components.evaluation.answers import prompt_of_row
 from components.evaluation.base_text import read_base_text
-from components.evaluation.comparison import OOD_PREFIX
+from components.evaluation.headline import OOD_PREFIX
 from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow, item_of_row
 from components.evaluation.tasks import read_ood_set
 from components.models import load_reference_model

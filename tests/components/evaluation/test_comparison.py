@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError
-from components.evaluation.comparison import METRICS, choose_candidate, compare_models, item_scores, model_metrics, set_names
+from components.evaluation.comparison import choose_candidate, compare_models
+from components.evaluation.headline import METRICS, model_metrics, set_names
+from components.evaluation.paired_items import item_scores
 from components.params import ComparisonParams
 from tests.components.evaluation.conftest import evaluation
 
@@ -31,7 +33,8 @@ def difference(compared: dict[str, Any], metric: str, method: str, reference: st
 
 def test_every_pair_is_compared_once_with_its_verdict() -> None:
     compared = compare_models(grid(), PARAMS, "ours")
-    assert len(compared["differences"]) == 2 * 3
+    pairs = {(one["metric"], one["method"], one["reference"]) for one in compared["differences"]}
+    assert len(pairs) == len(compared["differences"]) == 4 * 3, "accuracy and nll, in-domain and OOD; no answers, no base texts"
     assert difference(compared, "in_domain_accuracy", "sft", "base")["verdict"] == "better"
     assert difference(compared, "ood_accuracy", "sft", "base")["verdict"] == "worse"
     assert difference(compared, "in_domain_accuracy", "ours", "sft")["verdict"] == "tie"

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from components.evaluation.comparison import SET_METRICS, compare_models
+from components.evaluation.comparison import compare_models
+from components.evaluation.headline import SET_METRICS
 from components.evaluation.report import ReportContext, render_html, write_report
 from components.evaluation.report_figures import MAX_CURVE_POINTS, ParetoPoint, mean_curve, pareto_front, pareto_svg
 from components.evaluation.report_tables import clear_best
@@ -343,7 +344,7 @@ def test_only_a_best_that_is_no_tie_is_bold(comparison: dict[str, Any]) -> None:
     for found in tied["differences"]:
         found["verdict"] = "tie"
     assert clear_best(tied, "ood_accuracy") is None
-    assert clear_best(compare(num_seeds=1), "in_domain_nll") is None
+    assert clear_best(compare(num_seeds=1), "in_domain_ece") is None
 
 
 # --- what is missing ------------------------------------------------------------------------------------------------
