@@ -2,13 +2,13 @@
 
     python -m flows.compare
 
-Takes every evaluation, curve and probe of the grid, and the data card. Leaves artifacts/report/: report.html and tokens.html,
-metrics.json and tables for DVC, comparison.json, candidate.json.
+Takes every evaluation, curve, probe and cost of the grid, and the data card. Leaves artifacts/report/: report.html,
+tokens.html and model_card.md, metrics.json and tables for DVC, comparison.json, candidate.json.
 """
 
 from typing import Any
 
-from components.artifacts import CURVES, DATA, EVALUATIONS, PROBES, REPORT, publish_folder, read_csv, read_json, write_json
+from components.artifacts import COSTS, CURVES, DATA, EVALUATIONS, PROBES, REPORT, publish_folder, read_csv, read_json, write_json
 from components.params import ComparisonParams, ObjectiveParams, RegistrationParams
 from flows.stage_runner import main
 
@@ -31,9 +31,10 @@ def compare(
     probes = {name: read_json(PROBES / f"{name}.json", made_by="post_train") for name in models}
     compared = compare_models(evaluations, comparison, registration.candidate)
     context = describe_run({name: objective[name] for name in presets}, read_json(DATA / "counts.json", made_by="prepare_data"))
+    costs = {file.stem: read_json(file, made_by=file.stem.partition("-")[0]) for file in sorted(COSTS.glob("*.json"))}
     data_card = read_json(DATA / "data_card.json", made_by="prepare_data")
     with publish_folder(REPORT) as staging:
-        write_report(staging, compared, curves, context, probes, data_card)
+        write_report(staging, compared, curves, context, probes, data_card, costs)
         write_json(staging / "comparison.json", compared)
         write_json(staging / "candidate.json", compared["candidate"])
     return {"candidate": compared["candidate"]["model"], "models": len(models), "report": "artifacts/report/report.html"}

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from components.evaluation.comparison import SET_METRICS, compare_models
-from components.evaluation.report import ReportContext, render_html, write_report
-from components.evaluation.report_figures import MAX_CURVE_POINTS, ParetoPoint, mean_curve, pareto_front, pareto_svg
+from components.evaluation.report import render_html, write_report
+from components.evaluation.report_facts import ReportContext
+from components.evaluation.report_figures import MAX_CURVE_POINTS, mean_curve
+from components.evaluation.report_pareto import ParetoPoint, pareto_front, pareto_svg
 from components.evaluation.report_tables import clear_best
 from components.evaluation.report_verdict import find_difference, headline
 from components.params import ComparisonParams
@@ -37,7 +39,6 @@ CONTEXT = ReportContext(
     base_fingerprint="8d1f0c6a2b7e4953a1c0de5f7b6a9e42",
     git_commit="3f2a9c1d5e7b8046f1a2c3d4e5f60718293a4b5c",
     dvc_lock_fingerprint="5b0e7f2d9a6c41388e1d2c3b4a5f6071",
-    stage_seconds={"prepare_base": 121.4, "prepare_data": 9.8, "cache_teacher": 6.1, "post_train": 244.0, "evaluate_ood": 71.5},
     objectives={
         "sft": "maximum likelihood on every token",
         "masked_mle": "maximum likelihood on the 50% with the highest student_nll",
