@@ -1,6 +1,7 @@
 """Reliability diagrams: how often a model is right where it says how sure it is, in-domain and on the OOD sets, with counts."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,10 +86,11 @@ def _curve(bins: Sequence[Mapping[str, Any]], colour: str, scope: str, *, is_fil
     path = "M" + "L".join(f"{x} {y}" for x, y in points)
     parts = [f'<path d="{path}" stroke="{colour}" stroke-width="1.6" fill="none"{dashes}/>']
     fill = colour if is_filled else "var(--surface)"
-    look = f'fill="{fill}" stroke="{colour}" stroke-width="1.5"'
+    look, most = f'fill="{fill}" stroke="{colour}" stroke-width="1.5"', max(one["num"] for one in bins)
     for (x, y), one in zip(points, bins, strict=True):
         said = f"{scope}: {one['num']:,} answers, {one['confidence']:.3f} sure, {one['accuracy']:.3f} right"
-        parts.append(f'<circle cx="{x}" cy="{y}" r="3.4" {look}><title>{said}</title></circle>')
+        radius = round(1.4 + 3.6 * math.sqrt(one["num"] / most), 1)  # the area tells how many
+        parts.append(f'<circle cx="{x}" cy="{y}" r="{radius}" {look}><title>{said}</title></circle>')
     return parts
 
 

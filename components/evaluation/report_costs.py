@@ -61,8 +61,8 @@ def saved_by_cache(costs: Costs, cached_teacher: Collection[str], data_card: Map
         "online_tokens": sum(asked),
         "captured_tokens": once,
         "factor": round(sum(asked) / once, 1),
-        "seconds": in_time(max(0.0, seconds - capture["work_seconds"])),
-        "online_seconds": in_time(seconds),
+        "online_time": in_time(seconds),
+        "capture_time": in_time(capture["work_seconds"]),
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from components.evaluation.report_verdict import decimals, signed
+from components.evaluation.report_verdict import decimals, figure_words, signed
 
 VERDICTS = {
     "pass": "The gate passes",
@@ -58,7 +58,7 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
     value, low, high, margin = (None if edge is None else signed(edge, digits) for edge in edges)
     return {
         "question": QUESTIONS.get(answer["question"], answer["question"].replace("_", " ")),
-        "metric": str(answer["metric"]).replace("_", " "),
+        "metric": figure_words(answer["metric"]),
         "set": answer.get("set"),
         "against": answer["against"],
         "value": value,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.evaluation.report_verdict import decimals, plain, signed
+from components.evaluation.report_verdict import decimals, figure_words, plain, signed
 
 METRICS = {"accuracy": "accuracy", "exact_match": "exact match", "nll": "nll"}
 UNITS = {"accuracy": "share", "exact_match": "share", "nll": "nats/token"}
@@ -11,21 +11,26 @@ ORDER = ("in_domain", "validation", "base_text")
 
 
 def set_panels(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per metric a card per set with a line per method, all cards of a metric on one scale."""
+    """Per metric a card per set with a line per method; all OOD sets on one scale."""
     panels = []
     for metric, words in METRICS.items():
         found = [one for one in comparison.get("set_differences") or [] if one["metric"] == metric]
         if found:
-            reach = max(abs(one[side]) for one in found for side in ("value", "low", "high")) or 1.0
-            cards = [
-                {"name": name, "lines": [_line(one, reach) for one in found if one["set"] == name]}
-                for name in sorted({one["set"] for one in found}, key=_place)
-            ]
-            reach_text = signed(reach, decimals([reach], figures=2))
-            panels.append(
-                {"metric": words, "unit": UNITS[metric], "reach": reach_text, "cards": cards, "counted": counted(found)}
-            )
+            cards = [_card(name, found) for name in sorted({one["set"] for one in found}, key=_place)]
+            panels.append({"metric": words, "unit": UNITS[metric], "cards": cards, "counted": counted(found)})
     return panels
+
+
+def _card(name: str, differences: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """OOD sets share one scale; any other set has its own, because what was trained moves far more than what was kept."""
+    scale = [one for one in differences if one["set"] == name or (_is_ood(one["set"]) and _is_ood(name))]
+    reach = max(abs(one[side]) for one in scale for side in ("value", "low", "high")) or 1.0
+    lines = [_line(one, reach) for one in differences if one["set"] == name]
+    return {"name": name, "reach": plain(reach, decimals([reach], figures=2)), "lines": lines}
+
+
+def _is_ood(name: str) -> bool:
+    return name.startswith("ood/")
 
 
 def counted(differences: Sequence[Mapping[str, Any]]) -> str:
@@ -69,7 +74,7 @@ def _floor_line(metric: str, floor: Mapping[str, Any]) -> str:
     digits = decimals([floor["between_seed_sd"], floor["rerun_difference"]], figures=2)
     spread, rerun = (plain(floor[name], digits) for name in ("between_seed_sd", "rerun_difference"))
     return (
-        f"{_words(metric)}: seeds alone spread a method's runs by {spread} (standard deviation); two single runs that differ in "
+        f"{_start(metric)}: seeds alone spread a method's runs by {spread} (standard deviation); two single runs that differ in "
         f"their seed only may lie ± {rerun} apart ({floor['num_seeds']} seeds of {floor['num_methods']} methods)."
     )
 
@@ -78,11 +83,12 @@ def _reach_line(metric: str, seen: Sequence[float]) -> str:
     digits = decimals(seen, figures=2)
     least, most = plain(min(seen), digits), plain(max(seen), digits)
     reach = least if least == most else f"{least} to {most}, from pair to pair"
-    return f"{_words(metric)}: the smallest true difference that these items and seeds would most likely show is {reach}."
+    return f"{_start(metric)}: the smallest true difference that these items and seeds would most likely show is {reach}."
 
 
-def _words(metric: str) -> str:
-    return metric.replace("in_domain", "In-domain").replace("ood", "OOD").replace("base_text", "Base-text").replace("_", " ")
+def _start(metric: str) -> str:
+    words = figure_words(metric)
+    return words[0].upper() + words[1:]
 
 
 def _place(name: str) -> tuple[int, str]:

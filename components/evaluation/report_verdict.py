@@ -34,6 +34,11 @@ def listing(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def figure_words(metric: str) -> str:
+    """A headline figure's name for people."""
+    return metric.replace("in_domain", "in-domain").replace("base_text", "base-text").replace("ood", "OOD").replace("_", " ")
+
+
 def find_difference(comparison: Mapping[str, Any], metric: str, method: str, reference: str) -> dict[str, Any] | None:
     """`method` minus `reference` in this metric, turned round where it is listed the other way; None where it is not listed."""
     for found in comparison["differences"]:
@@ -183,7 +188,7 @@ def more_differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     references = [name for name in comparison["methods"] if name != candidate]
     return [
         {
-            "metric": metric.replace("_", " ").replace("ood", "OOD"),
+            "metric": figure_words(metric),
             "reference": reference,
             "cell": difference_cell(comparison, found),
         }

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +101,8 @@ def post_train_model(
     add_observers(trainer, early_stopping=stopper, probe=probe)  # in this order: the probe must know which step is the last
     run_to_the_end(trainer, checkpoint, stopper, sink)
     result = result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe, sink)
-    return replace(result, num_steps=trainer.state.global_step, **tokens_of_steps(trainer, rows, trainer.state.global_step))
+    num_inputs, num_targets = tokens_of_steps(trainer, rows)
+    return replace(result, num_steps=trainer.state.global_step, num_input_tokens=num_inputs, num_target_tokens=num_targets)
 
 
 def warn_of(objective: Objective, name: str) -> None:
@@ -202,15 +202,12 @@ def result_of(
     )
 
 
-def tokens_of_steps(trainer: ObjectiveTrainer, rows: Sequence[TrainingRow], num_steps: int) -> dict[str, int]:
-    """Input and target tokens of the first `num_steps` steps. The order of the rows tells them, so that a resumed run counts
-    like one that was never stopped; padding is none of them."""
-    num_drawn = num_steps * trainer.rows_per_step
-    seen = list(islice(RowOrder(len(rows), num_drawn, trainer.args.seed), num_drawn))
-    return {
-        "num_input_tokens": sum(len(rows[place].input_ids) for place in seen),
-        "num_target_tokens": sum(count_targets(rows[place]) for place in seen),
-    }
+def tokens_of_steps(trainer: ObjectiveTrainer, rows: Sequence[TrainingRow]) -> tuple[int, int]:
+    """Input and target tokens of all steps so far. The order of the rows tells them, so that a resumed run counts like one that
+    was never stopped; padding is none of them."""
+    num_drawn = trainer.state.global_step * trainer.rows_per_step
+    seen = [rows[place] for place in RowOrder(len(rows), num_drawn, trainer.args.seed)]
+    return sum(len(row.input_ids) for row in seen), sum(count_targets(row) for row in seen)
 
 
 def training_curve(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
