@@ -11,9 +11,9 @@ VERDICTS = {
     "undecided": "The gate cannot decide on",
 }
 QUESTIONS = {
-    "in_domain_superiority": "Has it learned enough in-domain?",
-    "ood_non_inferiority": "Has it kept what is outside (mean of the OOD sets)?",
-    "ood_set_non_inferiority": "Has it kept this OOD set?",
+    "in_domain_superiority": "Learned enough in-domain?",
+    "ood_non_inferiority": "Kept enough outside? (mean of the OOD sets)",
+    "ood_set_non_inferiority": "Kept enough of this OOD set?",
 }
 MEANING = {
     "pass": "Every question is met: the whole interval lies on the good side of its margin.",
