@@ -54,6 +54,12 @@ class PostTrainingResult:
     num_input_tokens: int = 0
     num_target_tokens: int = 0
 
+    @property
+    def amounts(self) -> dict[str, int]:
+        """What the stage tells of its costs, besides seconds and bytes."""
+        names = ("resumed_at_step", "num_steps", "num_input_tokens", "num_target_tokens")
+        return {name: getattr(self, name) for name in names}
+
 
 def post_train_model(
     model: "PreTrainedModel",
