@@ -45,7 +45,12 @@ def cache_teacher(*, teacher_cache: TeacherCacheParams, compute: ComputeParams) 
         print(
             f"unfinished captures with other settings hold {megabytes(left)} in {places['work']}: go on with them, or remove it"
         )
-    return {"tokens": manifest.num_tokens, "records": manifest.num_records, "bytes_per_token": round(manifest.bytes_per_token, 1)}
+    return {
+        "tokens": manifest.num_tokens,
+        "records": manifest.num_records,
+        "bytes": manifest.num_bytes,
+        "bytes_per_token": round(manifest.bytes_per_token, 1),
+    }
 
 
 if __name__ == "__main__":

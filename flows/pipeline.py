@@ -169,7 +169,8 @@ def publish_tables(outcomes: Sequence[Outcome], root: Path) -> None:
 
 
 def render_methods(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """A row per metric (there are many) and a column per method, in Markdown."""
+    """A row per metric (there are many) and a column per method, in Markdown; the gate is no method."""
+    metrics = {name: values for name, values in metrics.items() if name != "gate"}
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     cells = {name: [f"{values[name]:.4g}" if name in values else "" for values in metrics.values()] for name in names}
     head = [["metric", *metrics], ["---", *("---:" for _ in metrics)]]

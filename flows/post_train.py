@@ -52,7 +52,7 @@ def post_train(
         write_json(PROBES / f"{name}.json", result.probe)
     shutil.rmtree(work, ignore_errors=True)
     steps = result.curve[-1]["step"] if result.best_step is None else result.best_step
-    return {"steps": int(steps), "nll": round(result.curve[-1]["nll"], 4), "resumed_at_step": result.resumed_at_step}
+    return {"steps": int(steps), "nll": round(result.curve[-1]["nll"], 4), **result.amounts}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """How a stage's process runs: parameters from params.yaml, errors for people, a tracked flow run where Prefect is configured.
 
 A flow function takes the cell of the matrix as positional arguments and sections of params.yaml as keyword-only arguments;
-dvc.yaml lists the same sections. With PREFECT_API_URL set the call is a Prefect flow run; without, it is a plain call and no
-server is started.
+dvc.yaml lists the same sections. A stage with an output artifacts/costs/<cell>.json leaves there what its work has cost. With
+PREFECT_API_URL set the call is a Prefect flow run; without, it is a plain call and no server is started.
 """
 
 import inspect
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import WORK, write_json
+from components.artifacts import COSTS, ROOT, WORK, write_json
 from components.errors import BallastError, ParamsError
 from components.params import Params, load_params
 from flows.warm_start import die_with_parent, run_warm
@@ -59,7 +60,9 @@ def run_here(function: StageFunction, cell: list[str]) -> int:
     except BallastError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    write_timing(function.__name__, cell, {"work_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()})
+    figures = {"work_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    write_timing(function.__name__, cell, figures)
+    write_costs(function.__name__, cell, {**amounts(result), **figures, **_device()})
     print(f"{'@'.join([function.__name__, '-'.join(cell)]).rstrip('@')}: " + ", ".join(f"{k} {v}" for k, v in result.items()))
     return 0
 
@@ -120,6 +123,39 @@ def write_timing(stage: str, cell: list[str], figures: dict[str, float]) -> None
     file = timing_file(stage, cell)
     known = json.loads(file.read_text()) if file.exists() and "work_seconds" not in figures else {}
     write_json(file, {**known, **figures})
+
+
+def write_costs(stage: str, cell: list[str], costs: dict[str, Any]) -> None:
+    """An output of the stages that declare one in dvc.yaml, so that a cell from DVC's cache still tells what it cost when made.
+
+    Only `compare` reads costs: seconds differ from run to run, and must make no model and no evaluation anew. Of several ranks
+    the first one tells.
+    """
+    name = "-".join([stage, *cell])
+    if os.environ.get("RANK", "0") == "0" and declares_costs(name, (ROOT / "dvc.yaml").read_text(encoding="utf-8")):
+        write_json(COSTS / f"{name}.json", costs)
+
+
+def declares_costs(name: str, pipeline: str) -> bool:
+    """Whether the text of dvc.yaml has the output artifacts/costs/<name>.json, written out or for a cell of a matrix."""
+    declared = re.findall(r"^ *- artifacts/costs/(\S+)\.json", pipeline, flags=re.MULTILINE)
+    patterns = [re.sub(r"\\\$\\\{.+?\\\}", r".+", re.escape(entry)) for entry in declared]
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def amounts(result: dict[str, Any]) -> dict[str, int]:
+    """Whole numbers count something (tokens, steps, bytes); a stage's other results are no costs."""
+    return {name: value for name, value in result.items() if isinstance(value, int) and not isinstance(value, bool)}
+
+
+def _device() -> dict[str, Any]:
+    """What torch worked on, where the stage has loaded it; the memory of a GPU is not in `peak_bytes`."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    if torch.cuda.is_initialized():
+        return {"device": torch.cuda.get_device_name(), "device_peak_bytes": torch.cuda.max_memory_allocated()}
+    return {"device": "cpu", "num_threads": torch.get_num_threads()}
 
 
 def peak_bytes() -> int:

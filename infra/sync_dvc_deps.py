@@ -37,7 +37,7 @@ def code_dependencies(flow: str) -> list[str]:
     modules = {flow, *import_graph().find_upstream_modules(flow)}
     observers = OBSERVERS_BUT_FOR.get(flow.removeprefix("flows."), OBSERVERS)
     files = {_file(module) for module in modules if not module.startswith(observers)}
-    jinja = {f"{file.removesuffix('.py')}.html.jinja" for file in files}
+    jinja = {f"{file.removesuffix('.py')}.{kind}.jinja" for file in files for kind in ("html", "md")}
     return sorted(files - {""} | {file for file in jinja if (ROOT / file).exists()})
 
 

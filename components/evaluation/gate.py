@@ -5,10 +5,13 @@ and undecided otherwise. The gate passes when every question is met: an intersec
 at most that of a single wrong answer, so that nothing is corrected for the number of questions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from components.artifacts import write_json, write_text
 from components.errors import ArtifactError
+from components.evaluation.gate_text import render_gate
 from components.evaluation.headline import set_names
 from components.evaluation.paired_items import Figure, item_scores
 from components.evaluation.statistics import Difference, paired_difference
@@ -45,6 +48,32 @@ def judge(
         "confidence": comparison.confidence,
         "exit_code": EXIT_CODES[verdict],
     }
+
+
+def judge_candidate(
+    compared: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+    champion: Evaluation | None,
+    version: Mapping[str, Any] | None,
+    registration: RegistrationParams,
+    comparison: ComparisonParams,
+) -> dict[str, Any]:
+    """`gate` and `champion` of the comparison: the verdict on its candidate, and who the champion is, with its figures."""
+    by_name = {one["model"]: one for one in evaluations}
+    candidate = by_name[compared["candidate"]["model"]]
+    gate = judge(candidate, by_name["base"], champion, registration, comparison, version)
+    shown = compared["methods"].get("champion")
+    found = (
+        {"name": version["name"], "version": version["version"], "metrics": shown["metrics"] if shown else {}}
+        if version
+        else None
+    )
+    return {"gate": gate, "champion": found}
+
+
+def write_gate(folder: Path, gate: Mapping[str, Any]) -> None:
+    write_json(folder / "gate.json", gate)
+    write_text(folder / "gate.md", render_gate(gate))
 
 
 def _against_champion(

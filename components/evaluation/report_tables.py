@@ -4,9 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.evaluation.report_figures import Curves
+from components.evaluation.report_gate import gate_figures
 from components.evaluation.report_verdict import decimals, find_difference, plain, signed
 
-SCOPES = {"in_domain": "In-domain", "ood": "OOD sets"}
+SCOPES = {"in_domain": "In-domain", "ood": "OOD sets", "base_text": "Forgetting"}
+HEADLINE = (
+    "in_domain_accuracy",
+    "in_domain_exact_match",
+    "in_domain_nll",
+    "in_domain_ece",
+    "ood_accuracy",
+    "ood_nll",
+    "base_text_nll",
+)
 CURVE_COLUMNS = ("step", "nll", "selected_fraction", "masked_fraction", "distillation_kl", "threshold", "loss", "grad_norm")
 
 
@@ -25,7 +35,7 @@ def metric_columns(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "metric": metric,
                 "scope": SCOPES.get(scope, "Uncertainty"),
-                "name": metric.removeprefix(f"{scope}_"),
+                "name": metric.removeprefix(f"{scope}_") if scope else metric,
                 "unit": description["unit"],
                 "higher_is_better": description["higher_is_better"],
                 "cells": {name: _mean_cell(cell, digits, name == best) for name, cell in cells.items()},
@@ -109,11 +119,14 @@ def follows_noise(comparison: Mapping[str, Any]) -> list[str] | None:
 # --- tables for DVC -------------------------------------------------------------------------------------------------
 
 
-def mean_metrics(comparison: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        name: {metric: round(found["mean"], 6) for metric, found in method["metrics"].items() if found}
+def headline_metrics(comparison: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `dvc metrics diff` and `dvc exp show` are for: few figures per method, and the gate. All others are in methods.csv."""
+    figures: dict[str, dict[str, Any]] = {
+        name: {metric: round(found["mean"], 6) for metric in HEADLINE if (found := method["metrics"].get(metric))}
         for name, method in comparison["methods"].items()
     }
+    gate = gate_figures(comparison)
+    return {**figures, "gate": gate} if gate else figures
 
 
 def model_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -34,6 +34,11 @@ def listing(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def figure_words(metric: str) -> str:
+    """A headline figure's name for people."""
+    return metric.replace("in_domain", "in-domain").replace("base_text", "base-text").replace("ood", "OOD").replace("_", " ")
+
+
 def find_difference(comparison: Mapping[str, Any], metric: str, method: str, reference: str) -> dict[str, Any] | None:
     """`method` minus `reference` in this metric, turned round where it is listed the other way; None where it is not listed."""
     for found in comparison["differences"]:
@@ -46,6 +51,8 @@ def find_difference(comparison: Mapping[str, Any], metric: str, method: str, ref
                 "high": -found["low"],
                 "verdict": OPPOSITE[found["verdict"]],
             }
+            if found.get("adjusted_low") is not None:
+                turned |= {"adjusted_low": -found["adjusted_high"], "adjusted_high": -found["adjusted_low"]}
             return {**found, "method": method, "reference": reference, **turned}
     return None
 
@@ -167,9 +174,35 @@ def all_differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: not _is_to_base(row))
 
 
+def is_corrected(comparison: Mapping[str, Any]) -> bool:
+    return any(
+        found.get("adjusted_p_value") is not None and found["adjusted_p_value"] != found.get("p_value")
+        for found in comparison["differences"]
+    )
+
+
+def more_differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidate's method in every figure that is on neither axis, against each other method."""
+    candidate = comparison["candidate"]["preset"]
+    others = [metric for metric in dict.fromkeys(found["metric"] for found in comparison["differences"]) if metric not in AXES]
+    references = [name for name in comparison["methods"] if name != candidate]
+    return [
+        {
+            "metric": figure_words(metric),
+            "reference": reference,
+            "cell": difference_cell(comparison, found),
+        }
+        for metric in others
+        for reference in references
+        if (found := find_difference(comparison, metric, candidate, reference))
+    ]
+
+
 def caveats(comparison: Mapping[str, Any]) -> list[str]:
     """What a reader must know before trusting the verdicts."""
-    seeds = min((method["num_seeds"] for name, method in comparison["methods"].items() if name != "base"), default=0)
+    seeds = min(
+        (method["num_seeds"] for name, method in comparison["methods"].items() if name not in ("base", "champion")), default=0
+    )
     said = []
     if seeds == 1:
         said.append(
@@ -179,6 +212,15 @@ def caveats(comparison: Mapping[str, Any]) -> list[str]:
         said.append(f"{seeds} seeds say little about the luck of training: a narrow win may not survive other seeds.")
     if comparison["differences"]:
         chance = f"{(1 - comparison['confidence']) * 100:.3g} %"
-        tested = f"{len(comparison['differences'])} differences are tested one by one"
-        said.append(f"{tested}: of those without a true effect about {chance} still look like one.")
+        number = len(comparison["differences"])
+        if is_corrected(comparison):
+            said.append(
+                f"{number} differences are tested at once, and verdicts allow for it (Holm): the chance that even one of a "
+                f"family looks like a true effect without being one is about {chance} at most. Intervals are those of each "
+                "difference alone."
+            )
+        else:
+            said.append(
+                f"{number} differences are tested one by one: of those without a true effect about {chance} still look like one."
+            )
     return said

@@ -55,7 +55,7 @@ def thin(cards: Sequence[Card]) -> list[Card]:
     num_steps = min(MAX_STEPS, max((len(card.example.steps) for card in cards), default=0))
     grids = BYTES_PER_GRID * len(cards) * has_grids(cards)
     room = (MAX_PAGE_BYTES - 200_000 - grids) // (BYTES_PER_TOKEN + BYTES_PER_TOKEN_AND_STEP * num_steps)
-    return [_cut(card, room // len(cards), num_steps) for card in cards]
+    return [cut_card(card, room // len(cards), num_steps) for card in cards]
 
 
 def has_grids(cards: Sequence[Card]) -> bool:
@@ -63,7 +63,8 @@ def has_grids(cards: Sequence[Card]) -> bool:
     return BYTES_PER_GRID * len(cards) <= MAX_PAGE_BYTES // 2
 
 
-def _cut(card: Card, max_tokens: int, num_steps: int) -> Card:
+def cut_card(card: Card, max_tokens: int, num_steps: int) -> Card:
+    """Its first tokens and so many steps, the first and the last among them."""
     example = card.example
     size = min(len(example.texts), max_tokens)
     kept_targets = sum(example.is_target[:size])

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import set_seed
 
-from components.data.training_rows import TrainingRow
+from components.data.training_rows import TrainingRow, count_targets
 from components.errors import InterruptedStageError
 from components.objectives.objective import Objective
 from components.objectives.resolve import warnings_of
@@ -23,7 +23,7 @@ from components.training.early_stopping import EarlyStopping
 from components.training.lora import add_adapter, merge_adapter
 from components.training.packing import prove_packing
 from components.training.progress import show_progress
-from components.training.row_order import spread_rows
+from components.training.row_order import RowOrder, spread_rows
 from components.training.target_scoring import ScoredRow
 from components.training.trainer import ObjectiveTrainer
 from components.training.trainer_setup import build_trainer, refuse_missing_inputs
@@ -41,7 +41,7 @@ class PostTrainingResult:
     """The trained model (LoRA already merged), its curve (one dict per log line) and where it resumed, if it did.
 
     With early stopping: the step whose weights these are, and (step, validation nll) of every look. `probe`: its record, and
-    these two with it.
+    these two with it. What training cost, whatever step was kept: its steps, and the input and target tokens of all their rows.
     """
 
     model: "PreTrainedModel"
@@ -50,6 +50,15 @@ class PostTrainingResult:
     best_step: int | None = None
     validation_looks: tuple[tuple[int, float], ...] = ()
     probe: dict[str, Any] | None = None
+    num_steps: int = 0
+    num_input_tokens: int = 0
+    num_target_tokens: int = 0
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """What the stage tells of its costs, besides seconds and bytes."""
+        names = ("resumed_at_step", "num_steps", "num_input_tokens", "num_target_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 def post_train_model(
@@ -97,7 +106,9 @@ def post_train_model(
     stopper = early_stopping(params, validation, pad_token_id, work, sink)
     add_observers(trainer, early_stopping=stopper, probe=probe)  # in this order: the probe must know which step is the last
     run_to_the_end(trainer, checkpoint, stopper, sink)
-    return result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe, sink)
+    result = result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe, sink)
+    num_inputs, num_targets = tokens_of_steps(trainer, rows)
+    return replace(result, num_steps=trainer.state.global_step, num_input_tokens=num_inputs, num_target_tokens=num_targets)
 
 
 def warn_of(objective: Objective, name: str) -> None:
@@ -195,6 +206,14 @@ def result_of(
         validation_looks=() if stopper is None else tuple(stopper.looks),
         probe=None if probe is None else probe_record(probe, stopper, best_step),
     )
+
+
+def tokens_of_steps(trainer: ObjectiveTrainer, rows: Sequence[TrainingRow]) -> tuple[int, int]:
+    """Input and target tokens of all steps so far. The order of the rows tells them, so that a resumed run counts like one that
+    was never stopped; padding is none of them."""
+    num_drawn = trainer.state.global_step * trainer.rows_per_step
+    seen = [rows[place] for place in RowOrder(len(rows), num_drawn, trainer.args.seed)]
+    return sum(len(row.input_ids) for row in seen), sum(count_targets(row) for row in seen)
 
 
 def training_curve(trainer: ObjectiveTrainer) -> list[dict[str, float]]:

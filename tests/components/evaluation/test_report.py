@@ -14,9 +14,11 @@ import pytest
 
 from components.evaluation.comparison import compare_models
 from components.evaluation.headline import SET_METRICS
-from components.evaluation.report import ReportContext, render_html, write_report
-from components.evaluation.report_figures import MAX_CURVE_POINTS, ParetoPoint, mean_curve, pareto_front, pareto_svg
-from components.evaluation.report_tables import clear_best
+from components.evaluation.report import render_html, write_report
+from components.evaluation.report_facts import ReportContext
+from components.evaluation.report_figures import MAX_CURVE_POINTS, mean_curve
+from components.evaluation.report_pareto import ParetoPoint, pareto_front, pareto_svg
+from components.evaluation.report_tables import HEADLINE, clear_best
 from components.evaluation.report_verdict import find_difference, headline
 from components.params import ComparisonParams
 
@@ -29,7 +31,8 @@ SKILL = {
     "uncertainty_aware": (0.97, 0.50),
 }
 """In-domain and OOD accuracy of the synthetic models."""
-ARTEFACTS = ("report.html", "tokens.html", "pareto.png", "metrics.json", "methods.csv", "curves.csv")
+TABLES = ("methods.csv", "curves.csv", "reliability.csv", "set_differences.csv", "costs.csv")
+ARTEFACTS = ("report.html", "tokens.html", "model_card.md", "pareto.png", "metrics.json", *TABLES)
 CONTEXT = ReportContext(
     base_model="llama, 152,320 parameters (embedded world, pre-trained here)",
     data="480 rows in, 0 quarantined (160 alpaca, 160 sharegpt, 160 gsm8k)",
@@ -38,7 +41,6 @@ CONTEXT = ReportContext(
     base_fingerprint="8d1f0c6a2b7e4953a1c0de5f7b6a9e42",
     git_commit="3f2a9c1d5e7b8046f1a2c3d4e5f60718293a4b5c",
     dvc_lock_fingerprint="5b0e7f2d9a6c41388e1d2c3b4a5f6071",
-    stage_seconds={"prepare_base": 121.4, "prepare_data": 9.8, "cache_teacher": 6.1, "post_train": 244.0, "evaluate_ood": 71.5},
     objectives={
         "sft": "maximum likelihood on every token",
         "masked_mle": "maximum likelihood on the 50% with the highest student_nll",
@@ -202,7 +204,7 @@ def test_both_themes_define_every_colour_in_use(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)
     assert "prefers-color-scheme: dark" in page
-    in_use = set(re.findall(r"var\((--[a-z0-9-]+)\)", page)) - {"--tone", "--amount"}
+    in_use = set(re.findall(r"var\((--[a-z0-9-]+)\)", page)) - {"--tone", "--amount", "--hue", "--v"}
     for theme in (light, dark):
         assert in_use <= set(re.findall(r"(--[a-z0-9-]+):", theme))
 
@@ -448,7 +450,9 @@ def test_the_tables_hold_every_model_and_every_log_line(comparison: dict[str, An
     assert {row["threshold"] == "" for row in lines if row["method"] == "uncertainty_aware"} == {False}
 
 
-def test_metrics_are_the_rounded_means(comparison: dict[str, Any], report: Path) -> None:
+def test_metrics_are_the_rounded_means_of_the_headline(comparison: dict[str, Any], report: Path) -> None:
     metrics = json.loads((report / "metrics.json").read_text())
     for name, method in comparison["methods"].items():
-        assert metrics[name] == {metric: round(found["mean"], 6) for metric, found in method["metrics"].items() if found}
+        means = {metric: round(found["mean"], 6) for metric, found in method["metrics"].items() if found}
+        assert metrics[name] == {metric: means[metric] for metric in HEADLINE if metric in means}
+        assert {"in_domain_accuracy", "ood_accuracy", "in_domain_nll", "ood_nll"} <= set(metrics[name])

@@ -21,6 +21,7 @@ from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training import callbacks
 from components.training.checkpoints import latest_checkpoint
+from components.training.trainer import ObjectiveTrainer
 from components.training.trainer_setup import accumulation_steps, training_arguments
 from tests.components.training.conftest import CPU, ROWS, Recorded, leave, post_train, reopen, settings, watching
 from tests.conftest import build_cache, build_identity, build_model, end_of_child, start_child
@@ -217,6 +218,24 @@ def test_the_curve_goes_to_the_sink_line_by_line_numbers_only(tmp_path: Path, ca
     assert [step for step, _ in lines] == [line["step"] for line in result.curve] == [4, 8, 11]
     for (_, sent), kept in zip(lines, result.curve, strict=True):
         assert all(isinstance(value, float) for value in sent.values()) and sent.items() <= kept.items()
+
+
+def test_the_tokens_told_are_those_that_the_student_was_given_and_a_resumed_run_tells_them_all(
+    tmp_path: Path, cache: TeacherCacheReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"inputs": 0, "targets": 0}
+    compute_loss = ObjectiveTrainer.compute_loss
+
+    def counting(self: ObjectiveTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        given["inputs"] += int(inputs["attention_mask"].sum())
+        given["targets"] += int((inputs["labels"][:, 1:] != -100).sum())
+        return compute_loss(self, model, inputs, *rest, **named)
+
+    monkeypatch.setattr(ObjectiveTrainer, "compute_loss", counting)
+    whole = post_train(tmp_path, PRESETS["sft_kl"], cache, **LENGTH)
+    assert (whole.num_steps, whole.num_input_tokens, whole.num_target_tokens) == (11, given["inputs"], given["targets"])
+    resumed = post_train(tmp_path, PRESETS["sft_kl"], cache, **LENGTH)
+    assert resumed.resumed_at_step > 0 and resumed.num_input_tokens == whole.num_input_tokens > 0
 
 
 def test_it_learns_its_rows(tmp_path: Path, cache: TeacherCacheReader) -> None:
