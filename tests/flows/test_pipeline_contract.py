@@ -41,7 +41,8 @@ def test_params_are_exactly_the_flow_s_keyword_arguments(name: str) -> None:
 
 def test_every_stage_is_a_flow_of_its_name() -> None:
     preparing = ["prepare_base", "prepare_data", "cache_teacher", "score_tokens", "explore_mask"]
-    assert sorted([*preparing, "post_train", "sample_base", "follow_champion", "evaluate_ood", "compare", "register_model"]) == STAGE_FLOWS
+    judging = ["post_train", "sample_base", "follow_champion", "evaluate_ood", "compare", "register_model"]
+    assert sorted([*preparing, *judging]) == STAGE_FLOWS
     named = {"evaluate_base", "evaluate_champion"}
     assert set(STAGES) - set(STAGE_FLOWS) == named, "base and champion are evaluated by the same flow under names of their own"
 
@@ -83,9 +84,7 @@ def test_every_section_of_params_yaml_is_taken_by_some_stage_or_belongs_to_a_com
     by_hand = {
         key for name in COMMANDS for key in inspect.signature(getattr(importlib.import_module(f"flows.{name}"), name)).parameters
     }
-    assert taken | COMMANDS_OF_THE_REGISTRY = ["promote", "rollback"]
-"""A person's acts: they take who and why on the command line (flows/by_hand.py)."""
-SECTIONS_OF_COMMANDS == set(Params.model_fields) and by_hand >= SECTIONS_OF_COMMANDS
+    assert taken | SECTIONS_OF_COMMANDS == set(Params.model_fields) and by_hand >= SECTIONS_OF_COMMANDS
 
 
 @pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS, *COMMANDS_OF_THE_REGISTRY])
