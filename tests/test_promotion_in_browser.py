@@ -135,14 +135,19 @@ def test_the_compare_view_shows_the_methods_side_by_side(server: str, page: Any)
         page.get_by_text(text, exact=True).first.wait_for()
     page.get_by_text("0.61", exact=True).first.scroll_into_view_if_needed()
     keep_screenshot(page, "compare")
-    names, accuracies = (row_of(page, head) for head in ("Run Name:", "ood_accuracy"))
+    names = row_of(page, page.get_by_text("Run Name:", exact=True).first)
+    accuracies = row_of(page, page.get_by_role("link", name="ood_accuracy"))
     assert dict(zip(names, accuracies, strict=True)) == {"sft-0": "0.61", "gain_aware-0": "0.74"}
 
 
-def row_of(page: Any, head: str) -> list[str]:
+def row_of(page: Any, head: Any) -> list[str]:
     """What stands to the right of the head, on its height, from left to right: as a person reads a table."""
-    top = page.get_by_text(head, exact=True).first.bounding_box()
+    top = head.bounding_box()
     texts = ("sft-0", "gain_aware-0", "0.61", "0.74")
     places = [(spot.bounding_box(), text) for text in texts for spot in page.get_by_text(text, exact=True).all()]
-    row = {box["x"]: text for box, text in places if box and abs(box["y"] - top["y"]) < 8 and box["x"] > top["x"]}
+    row = {box["x"]: text for box, text in places if box and abs(middle(box) - middle(top)) < 8 and box["x"] > top["x"]}
     return [row[x] for x in sorted(row)]
+
+
+def middle(box: dict[str, float]) -> float:
+    return box["y"] + box["height"] / 2
