@@ -32,11 +32,25 @@ help: ## show this list
 	@echo "  BALLAST_INSTALLER=uv|pip   install with this one only (otherwise uv, then pip if uv fails)"
 	@echo "  PIP_FIND_LINKS=FOLDER      where pip and uv find a CPU build of torch; unset, Linux gets the CUDA build"
 
+# follow_champion only looks where the alias is: it runs every time and does not count as something done.
 .PHONY: repro
 repro: $(INSTALLED) ## install what is missing, then run every stage that is out of date
 	@output=$$(mktemp); trap 'rm -f "$$output"' EXIT; \
 	$(BIN)/dvc repro | tee -i "$$output"; \
-	if grep -qxF 'Data and pipelines are up to date.' "$$output"; then echo 'nothing to do: every stage is up to date'; fi
+	if ! grep -E "^(Running stage|Stage '.*' is cached)" "$$output" | grep -qv "'follow_champion'"; then echo 'nothing to do: every stage is up to date'; fi
+
+# WHY, WHO and FORCE reach the shell as variables, never as text of the command: a reason may hold quotes.
+.PHONY: promote rollback gate
+promote: $(INSTALLED) ## make a version the champion: VERSION=3 WHY="..." [WHO="..."] [FORCE=1]
+	@$(BIN)/python -m flows.promote "$${VERSION:-}" --why="$${WHY:-}" --who="$${WHO:-}" $(if $(filter 1,$(FORCE)),--force)
+
+rollback: $(INSTALLED) ## back to the champion before this one: WHY="..." [WHO="..."]
+	@$(BIN)/python -m flows.rollback --why="$${WHY:-}" --who="$${WHO:-}"
+
+gate: $(INSTALLED) ## what the gate says of the candidate (exit code of make: 2 unless it passes)
+	@$(BIN)/dvc repro compare > /dev/null
+	@cat artifacts/report/gate.md
+	@exit $$($(BIN)/python -c 'import json; print(json.load(open("artifacts/report/gate.json"))["exit_code"])')
 
 .PHONY: install
 install: $(INSTALLED) ## only create .venv from requirements.lock

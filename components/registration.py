@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import BASE_MODEL, DATA, TEACHER_CACHE, read_json
+from components.artifacts import BASE_MODEL, DATA, REPORT, TEACHER_CACHE, read_json
 from components.data.rendering import render_prompt
 from components.data.tokenized import TokenizedRow, read_split
-from components.evaluation.gate import GateVerdict
+from components.errors import ArtifactError
 from components.evaluation.headline import model_metrics
 from components.models import DESCRIPTION, load_prepared_tokenizer
 from components.teacher_cache.format import read_manifest
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NUM_PROMPTS = 2
+MAX_DESCRIPTION_CHARACTERS = 4900
+"""A model version's description is a column of 5,000 in MLflow's databases."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class CandidateCard:
     metrics: dict[str, float]
     description: str
     prompts: list[str]
+    model_card: str
+    """Markdown in the Hugging Face form, the README.md of the stored weights."""
 
 
-def describe_candidate(candidate: dict[str, Any], evaluation: dict[str, Any], verdict: GateVerdict) -> CandidateCard:
+def describe_candidate(candidate: dict[str, Any], evaluation: dict[str, Any], gate: dict[str, Any]) -> CandidateCard:
     """Lineage (commit, dvc.lock, fingerprints), headline figures and the gate's verdict with its reasons."""
     metrics = {name: value for name, value in model_metrics(evaluation).items() if value is not None}
     identity = read_json(DATA / "identity.json", made_by="prepare_data")
@@ -42,19 +46,45 @@ def describe_candidate(candidate: dict[str, Any], evaluation: dict[str, Any], ve
         "ballast.tokenizer_fingerprint": identity["tokenizer_fingerprint"],
         "ballast.template_fingerprint": identity["template_fingerprint"],
         "ballast.cache_fingerprint": read_manifest(TEACHER_CACHE).identity.fingerprint,
-        "gate.verdict": verdict.word,
-        "gate.reasons": json.dumps(verdict.reasons),
+        "gate.verdict": gate["verdict"],
+        "gate.reasons": json.dumps(gate_reasons(gate)),
     }
-    return CandidateCard(tags, metrics, _describe(candidate, metrics, verdict), _example_prompts())
+    description = _describe(candidate, metrics, _read_text("gate.md"))
+    return CandidateCard(tags, metrics, description, _example_prompts(), _read_text("model_card.md"))
 
 
-def _describe(candidate: dict[str, Any], metrics: dict[str, float], verdict: GateVerdict) -> str:
+def read_gate(candidate: dict[str, Any]) -> dict[str, Any]:
+    """What `compare` has judged, of this candidate and no other."""
+    gate: dict[str, Any] = read_json(REPORT / "gate.json", made_by="compare")
+    if gate.get("candidate") != candidate["model"] or gate.get("verdict") not in ("pass", "reject", "undecided"):
+        raise ArtifactError(
+            f"{REPORT / 'gate.json'} judges {gate.get('candidate')}, not {candidate['model']}. dvc repro -f -s compare"
+        )
+    return gate
+
+
+def gate_reasons(gate: dict[str, Any]) -> list[str]:
+    """One sentence per question, with its numbers."""
+    return [str(answer["sentence"]) for answer in gate["answers"]]
+
+
+def _describe(candidate: dict[str, Any], metrics: dict[str, float], gate_markdown: str) -> str:
+    """Kept below what MLflow's databases take; the figures come first and are never cut."""
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    reasons = "\n".join(f"* {reason}" for reason in verdict.reasons)
-    return (
+    text = (
         f"`{candidate['model']}` (preset {candidate['preset']}, seed {candidate['seed']}), chosen by validation nll.\n\n"
-        f"| metric | value |\n|---|---|\n{rows}\n\nGate: **{verdict.word}**\n\n{reasons}\n"
+        f"| metric | value |\n|---|---|\n{rows}\n\n{gate_markdown.strip()}\n"
     )
+    cut = "\n\n… (the whole gate: artifacts/report/gate.md)\n"
+    return text if len(text) <= MAX_DESCRIPTION_CHARACTERS else text[: MAX_DESCRIPTION_CHARACTERS - len(cut)] + cut
+
+
+def _read_text(name: str) -> str:
+    file = REPORT / name
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"{file} is missing. Make it with: dvc repro compare") from None
 
 
 def _example_prompts() -> list[str]:

@@ -1,4 +1,4 @@
-"""The MLflow model registry: a candidate with its weights, and the aliases challenger, champion and previous_champion.
+"""The MLflow model registry: a candidate with its weights and the alias challenger. Champions: components/promotion.py.
 
 Weights are stored once, as safetensors, and only after the stored form was seen to load and to generate.
 """
@@ -8,13 +8,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.artifacts import WORK, fingerprint_files, fingerprint_json
-from components.errors import TrackingError
+from components.champion import fetch_champion as fetch_champion
+from components.promotion import LOCK, LOCK_SECONDS
 from components.servable_model import generate_answers, save_servable
 from components.tracking_store import hold_lock, initialise_store, open_client, tracking_errors
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FINGERPRINT_TAG = "ballast.model_fingerprint"
-CHAMPION, PREVIOUS = "champion", "previous_champion"
-LOCK = WORK / "registry.lock"
-LOCK_SECONDS = 1800.0
-"""Copying an 8 B model to a slow store is what others may have to wait for."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,7 @@ def register_candidate(
     run_name: str,
     prompts: Sequence[str],
     max_new_tokens: int = 256,
+    model_card: str | None = None,
 ) -> RegisteredVersion:
     """Register the model of a folder as a new version, and point the alias at it once it has answered every prompt.
 
@@ -66,7 +63,9 @@ def register_candidate(
         if version is None:
             model_id = _find_weights(client, experiment, fingerprint)
             if model_id is None:
-                model_id = _log_weights(client, experiment, model_folder, tags, f"{name}: {run_name}", prompts, max_new_tokens)
+                title = f"{name}: {run_name}"
+                card = model_card or f"---\nlibrary_name: transformers\n---\n# {title}\n"
+                model_id = _log_weights(client, experiment, model_folder, tags, title, prompts, max_new_tokens, card)
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
             run_id = client.get_logged_model(model_id).source_run_id
@@ -90,41 +89,6 @@ def get_version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
         models = client.search_registered_models(f"name = '{name}'")
         number = models[0].aliases.get(alias) if models else None
         return None if number is None else _registered(client, client.get_model_version(name, str(number)), alias)
-
-
-def promote(name: str, version: int, *, who: str, why: str) -> RegisteredVersion:
-    """Make a version the champion. The one until now stays at hand as previous_champion; at no moment is there none."""
-    initialise_store()
-    with hold_lock(LOCK, LOCK_SECONDS), tracking_errors(f"Promoting version {version} of {name}"):
-        client = open_client()
-        promoted = client.get_model_version(name, str(version))
-        champion = get_version_by_alias(name, CHAMPION)
-        if champion is None or champion.version != version:
-            if champion is not None:
-                client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-            _sign(client, name, version, "promoted", who, why)
-        return _registered(client, promoted, CHAMPION)
-
-
-def rollback(name: str, *, who: str, why: str) -> RegisteredVersion:
-    """Swap champion and previous_champion, so that a second rollback takes the first one back."""
-    initialise_store()
-    with hold_lock(LOCK, LOCK_SECONDS), tracking_errors(f"Rolling back {name}"):
-        client = open_client()
-        champion, previous = get_version_by_alias(name, CHAMPION), get_version_by_alias(name, PREVIOUS)
-        if champion is None or previous is None:
-            raise TrackingError(f"{name} has no previous champion to go back to. Promote a version: components.registry.promote")
-        client.set_registered_model_alias(name, CHAMPION, str(previous.version))
-        client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-        _sign(client, name, champion.version, "rolled_back", who, why)
-        _sign(client, name, previous.version, "promoted", who, why)
-        return _registered(client, client.get_model_version(name, str(previous.version)), CHAMPION)
-
-
-def _sign(client: "MlflowClient", name: str, version: int, what: str, who: str, why: str) -> None:
-    for key, value in {"who": who, "when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why}.items():
-        client.set_model_version_tag(name, str(version), f"ballast.{what}.{key}", value)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -189,6 +153,7 @@ def _log_weights(
     title: str,
     prompts: Sequence[str],
     max_new_tokens: int,
+    model_card: str,
 ) -> str:
     """Store the weights with a run of their own; the id of the logged model."""
     from mlflow.entities import LoggedModelOutput
@@ -201,8 +166,10 @@ def _log_weights(
     try:
         with tempfile.TemporaryDirectory(dir=WORK, prefix="register.") as staging:
             target = Path(staging) / "model"
-            card = Model(logged.artifact_location, run_id, model_id=logged.model_id, model_uuid=logged.model_id)
-            save_servable(folder, target, card, title=title, prompt=prompts[0], max_new_tokens=max_new_tokens)
+            form = Model(logged.artifact_location, run_id, model_id=logged.model_id, model_uuid=logged.model_id)
+            save_servable(
+                folder, target, form, title=title, prompt=prompts[0], max_new_tokens=max_new_tokens, model_card=model_card
+            )
             client.log_dict(run_id, {"generations": generate_answers(target, prompts)}, "generations.json")
             client.log_model_artifacts(logged.model_id, str(target))
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])

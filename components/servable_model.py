@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("mlflow", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
 
 
-def save_servable(folder: Path, target: Path, mlmodel: "Model", *, title: str, prompt: str, max_new_tokens: int) -> None:
-    """Save the model of a folder in MLflow's form. The title must not be a valid hub id: MLflow would look that up."""
+def save_servable(
+    folder: Path, target: Path, mlmodel: "Model", *, title: str, prompt: str, max_new_tokens: int, model_card: str
+) -> None:
+    """Save the model of a folder in MLflow's form. The title must not be a valid hub id: MLflow would look that up.
+
+    The model card is MLflow's model_card.md and, beside the weights, the README.md that Hugging Face's tools look for.
+    """
     import mlflow.transformers
     from huggingface_hub import ModelCard
 
@@ -46,8 +51,9 @@ def save_servable(folder: Path, target: Path, mlmodel: "Model", *, title: str, p
         input_example={"messages": [{"role": "user", "content": prompt}]},
         pip_requirements=[f"{package}=={installed_version(package).partition('+')[0]}" for package in REQUIREMENTS],
         model_config=model_config,
-        model_card=ModelCard(f"---\nlibrary_name: transformers\n---\n# {title}\n"),
+        model_card=ModelCard(model_card),
     )
+    (target / "model" / "README.md").write_text(model_card, encoding="utf-8")
     (target / "LICENSE.txt").unlink(missing_ok=True)  # says "visit huggingface.co" for every local model
     for licence in folder.glob("LICENSE*"):
         shutil.copy(licence, target)

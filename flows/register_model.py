@@ -2,27 +2,27 @@
 
     python -m flows.register_model
 
-Takes the candidate, its evaluation and the base's. Leaves artifacts/registration.json. The alias `challenger` moves to the new
-version; `champion` moves by hand in the MLflow UI, or by policy (`registration.promote: when_gate_passes`).
+Takes the candidate, its evaluation and what the gate has said of it. Leaves artifacts/registration.json. The alias `challenger`
+moves to the new version; `champion` moves by hand (the MLflow UI or `make promote`: docs/promotion.md) or by policy
+(`registration.promote: when_gate_passes`).
 """
 
 from typing import Any
 
 from components.artifacts import EVALUATIONS, MODELS, REGISTRATION, REPORT, read_json, write_json
-from components.params import ComparisonParams, RegistrationParams
+from components.params import RegistrationParams
 from flows.stage_runner import main
 
 
-def register_model(*, registration: RegistrationParams, comparison: ComparisonParams) -> dict[str, Any]:
-    from components.evaluation.gate import judge
-    from components.registration import describe_candidate
-    from components.registry import promote, register_candidate
+def register_model(*, registration: RegistrationParams) -> dict[str, Any]:
+    from components.evaluation.item_table import read_evaluation
+    from components.promotion import promote
+    from components.registration import describe_candidate, gate_reasons, read_gate
+    from components.registry import register_candidate
 
     candidate = read_json(REPORT / "candidate.json", made_by="compare")
-    evaluation = read_json(EVALUATIONS / f"{candidate['model']}.json", made_by="evaluate_ood")
-    base = read_json(EVALUATIONS / "base.json", made_by="evaluate_base")
-    verdict = judge(evaluation, base, None, registration, comparison)
-    card = describe_candidate(candidate, evaluation, verdict)
+    gate = read_gate(candidate)
+    card = describe_candidate(candidate, read_evaluation(candidate["model"], folder=EVALUATIONS), gate)
     version = register_candidate(
         MODELS / candidate["model"],
         name=registration.model_name,
@@ -31,18 +31,20 @@ def register_model(*, registration: RegistrationParams, comparison: ComparisonPa
         description=card.description,
         run_name=f"register-{candidate['model']}",
         prompts=card.prompts,
+        model_card=card.model_card,
     )
-    if registration.promote == "when_gate_passes" and verdict.passed:
-        promote(registration.model_name, version.version, who="registration.promote", why=f"gate: {'; '.join(verdict.reasons)}")
+    reasons = gate_reasons(gate)
+    if registration.promote == "when_gate_passes" and gate["verdict"] == "pass":
+        promote(registration.model_name, version.version, who="registration.promote", why=f"gate: {'; '.join(reasons)}")
     left = {
         "candidate": candidate,
-        "gate": verdict.word,
-        "reasons": list(verdict.reasons),
+        "gate": gate["verdict"],
+        "reasons": reasons,
         "model": version.name,
         "version": version.version,
     }
     write_json(REGISTRATION, left)
-    return {"model": f"models:/{version.name}@{version.alias}", "version": version.version, "gate": verdict.word}
+    return {"model": f"models:/{version.name}@{version.alias}", "version": version.version, "gate": gate["verdict"]}
 
 
 if __name__ == "__main__":

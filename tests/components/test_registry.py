@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from components import registry
 from components.errors import ModelError, TrackingError
-from components.registry import RegisteredVersion, get_version_by_alias, promote, register_candidate, rollback, set_alias
+from components.registry import RegisteredVersion, get_version_by_alias, register_candidate, set_alias
 from components.tracking_store import open_client
 
 PROMPTS = ["a b c", "d d"]
@@ -333,59 +333,22 @@ def test_an_unknown_model_or_alias_is_none(store: Path, first: RegisteredVersion
         set_alias("nobody", "champion", 1)
 
 
-@pytest.fixture
-def three_versions(store: Path, first: RegisteredVersion, request: pytest.FixtureRequest) -> str:
-    """A model of three versions of the same weights: promotion looks at numbers only."""
-    name = f"model-{request.node.name}"
-    client = open_client()
-    client.create_registered_model(name)
-    model_id = model_id_of(first)
-    for _ in range(3):
-        client.create_model_version(name, f"models:/{model_id}", first.run_id, model_id=model_id)
-    return name
-
-
-def versions_at(name: str, *aliases: str) -> list[int | None]:
-    found = [get_version_by_alias(name, alias) for alias in aliases]
-    return [version and version.version for version in found]
-
-
-def test_promotion_keeps_the_previous_champion_and_says_who_and_why(three_versions: str) -> None:
-    assert promote(three_versions, 1, who="anna", why="the first").alias == "champion"
-    assert versions_at(three_versions, "champion", "previous_champion") == [1, None]
-    promote(three_versions, 2, who="ben", why="better on OOD")
-    promote(three_versions, 2, who="carl", why="again")
-    assert versions_at(three_versions, "champion", "previous_champion") == [2, 1]
-    tags = open_client().get_model_version(three_versions, "2").tags
-    assert (tags["ballast.promoted.who"], tags["ballast.promoted.why"]) == ("ben", "better on OOD")
-    assert tags["ballast.promoted.when"].endswith("+00:00")
-
-
-def test_a_version_that_does_not_exist_changes_no_alias(three_versions: str) -> None:
-    promote(three_versions, 1, who="anna", why="the first")
-    with pytest.raises(TrackingError, match="Promoting version 9"):
-        promote(three_versions, 9, who="anna", why="typo")
-    assert versions_at(three_versions, "champion", "previous_champion") == [1, None]
-
-
-def test_rollback_swaps_and_a_second_one_swaps_back(three_versions: str) -> None:
-    with pytest.raises(TrackingError, match="no previous champion"):
-        rollback(three_versions, who="anna", why="nothing there")
-    for version in (1, 2):
-        promote(three_versions, version, who="anna", why="better")
-    assert rollback(three_versions, who="ben", why="it forgets").version == 1
-    assert versions_at(three_versions, "champion", "previous_champion") == [1, 2]
-    assert open_client().get_model_version(three_versions, "2").tags["ballast.rolled_back.why"] == "it forgets"
-    rollback(three_versions, who="ben", why="it did not")
-    assert versions_at(three_versions, "champion", "previous_champion") == [2, 1]
-
-
-def test_promotions_at_once_leave_two_different_champions_and_never_none(three_versions: str) -> None:
-    promote(three_versions, 3, who="anna", why="the first")
-    threads = [threading.Thread(target=promote, args=(three_versions, v), kwargs={"who": "b", "why": "w"}) for v in (1, 2)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        assert get_version_by_alias(three_versions, "champion") is not None
-    champion, previous = versions_at(three_versions, "champion", "previous_champion")
-    assert {champion, previous} == {1, 2}
+def test_the_alias_loads_as_a_transformers_model_and_generates_and_the_card_lies_beside_the_weights(
+    store: Path, candidate: Path, tmp_path: Path
+) -> None:
+    version = register(save(tmp_path / "model", make_model(81)), "carded", model_card="---\nlicense: mit\n---\n# A card\n")
+    set_alias("carded", "champion", version.version)
+    code = """
+import socket
+def refuse(*arguments, **options): raise AssertionError("network")
+socket.getaddrinfo = socket.socket.connect = refuse
+import mlflow
+pipeline = mlflow.transformers.load_model("models:/carded@champion")
+chat = pipeline([{"role": "user", "content": "a b"}], do_sample=False, max_new_tokens=4)[0]["generated_text"]
+print("ANSWER", chat[-1]["role"])
+"""
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "ANSWER assistant" in done.stdout, done.stderr
+    stored = Path(open_client().get_logged_model(model_id_of(version)).artifact_location)
+    assert (stored / "model" / "README.md").read_text().endswith("# A card\n")

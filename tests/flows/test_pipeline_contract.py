@@ -18,6 +18,8 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 STAGE_FLOWS = sorted({flow_of(stage).removeprefix("flows.") for stage in STAGES.values()})
 COMMANDS = ["export_cache", "plan_cache"]
 """Flows that people start by hand; no stages, so `dvc repro` never runs them."""
+COMMANDS_OF_THE_REGISTRY = ["promote", "rollback"]
+"""A person's acts: they take who and why on the command line (flows/by_hand.py)."""
 SECTIONS_OF_COMMANDS = {"cache_export", "cache_plan"}
 """No stage reads them, so editing them reruns nothing."""
 MAX_FLOW_LINES = 60
@@ -39,7 +41,8 @@ def test_params_are_exactly_the_flow_s_keyword_arguments(name: str) -> None:
 
 def test_every_stage_is_a_flow_of_its_name() -> None:
     preparing = ["prepare_base", "prepare_data", "cache_teacher", "score_tokens", "explore_mask"]
-    assert sorted([*preparing, "post_train", "sample_base", "evaluate_ood", "compare", "register_model"]) == STAGE_FLOWS
+    judging = ["post_train", "sample_base", "follow_champion", "evaluate_ood", "compare", "register_model"]
+    assert sorted([*preparing, *judging]) == STAGE_FLOWS
     named = {"evaluate_base", "evaluate_champion"}
     assert set(STAGES) - set(STAGE_FLOWS) == named, "base and champion are evaluated by the same flow under names of their own"
 
@@ -47,6 +50,13 @@ def test_every_stage_is_a_flow_of_its_name() -> None:
 def test_a_flow_that_runs_as_a_stage_does_is_a_stage_or_a_command_that_is_listed_here() -> None:
     started = {file.stem for file in (ROOT / "flows").glob("*.py") if f"main({file.stem})" in file.read_text()}
     assert started == {*STAGE_FLOWS, *COMMANDS} and not set(STAGE_FLOWS) & set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_THE_REGISTRY)
+def test_a_command_of_the_registry_is_no_stage_and_says_so(name: str) -> None:
+    text = (ROOT / "flows" / f"{name}.py").read_text()
+    assert name not in STAGE_FLOWS and f"run_by_hand({name}" in text and "No stage: `dvc repro` never runs it" in text
+    assert not [stage for stage in STAGES.values() if f"flows/{name}.py" in stage["deps"]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -77,12 +87,12 @@ def test_every_section_of_params_yaml_is_taken_by_some_stage_or_belongs_to_a_com
     assert taken | SECTIONS_OF_COMMANDS == set(Params.model_fields) and by_hand >= SECTIONS_OF_COMMANDS
 
 
-@pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS])
+@pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS, *COMMANDS_OF_THE_REGISTRY])
 def test_a_stage_s_flow_is_short(name: str) -> None:
     assert len((ROOT / "flows" / f"{name}.py").read_text().splitlines()) <= MAX_FLOW_LINES
 
 
-@pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS])
+@pytest.mark.parametrize("name", [*STAGE_FLOWS, *COMMANDS, *COMMANDS_OF_THE_REGISTRY])
 def test_a_stage_imports_nothing_heavy_before_its_function_is_called(name: str) -> None:
     heavy = ("torch", "transformers", "mlflow", "prefect", "great_expectations", "components.models", "components.training")
     tree = ast.parse((ROOT / "flows" / f"{name}.py").read_text())
@@ -114,3 +124,9 @@ def test_a_registration_stays_on_its_machine_so_that_a_fresh_clone_registers_its
     """In git or in DVC's cache the stage would look done where no MLflow store knows the model."""
     assert STAGES["register_model"]["outs"] == [{"artifacts/registration.json": {"cache": False}}]
     assert "/artifacts/registration.json" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_champion_is_looked_for_every_time_and_stays_on_its_machine() -> None:
+    stage = STAGES["follow_champion"]
+    assert (stage["always_changed"], stage["outs"]) == (True, [{"artifacts/champion.json": {"cache": False}}])
+    assert "/artifacts/champion.json" in (ROOT / ".gitignore").read_text().splitlines()
