@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from components.artifacts import ROOT
+from components.artifacts import ROOT, WORK
 from components.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ def hold_lock(path: Path, wait_seconds: float = 120.0) -> Iterator[None]:
                     raise TrackingError(f"{path} is locked since {wait_seconds:.0f} s. See by whom: fuser {path}") from None
                 time.sleep(0.05)
         yield
+
+
+def tracking_lock(purpose: str) -> Path:
+    """What the processes of this machine that write to the same store agree on: beside a local database, else under .work."""
+    database = _database(tracking_uri())
+    return WORK / f"tracking.{purpose}.lock" if database is None else database.with_name(f".{database.name}.{purpose}.lock")
 
 
 def initialise_store() -> str:
