@@ -36,7 +36,7 @@ def record_training(preset: str, seed: int, fingerprint: str, params: Mapping[st
     return RunRecorder(name, all_params, tags, lineage=lineage_tags(), datasets=training_datasets())
 
 
-def log_evaluation(evaluation: Mapping[str, Any], fingerprint: str) -> None:
+def log_evaluation(evaluation: Mapping[str, Any], fingerprint: str, headline: Mapping[str, float]) -> None:
     """Final figures beside the curves of the run that trained the model, and on its LoggedModel.
 
     No run or no server: a warning, the file has them and publishing writes them again.
@@ -48,7 +48,7 @@ def log_evaluation(evaluation: Mapping[str, Any], fingerprint: str) -> None:
             with tracking_errors(f"Writing to run {run_id}"):
                 client = open_client()
                 tags = {"ballast.weights_fingerprint": str(evaluation["model_fingerprint"]), **dvc_tags(name)}
-                log_figures(client, run_id, evaluation, refer_to_model(client, run_id, tags))
+                log_figures(client, run_id, evaluation, headline, refer_to_model(client, run_id, tags))
     except TrackingError as error:
         logger.warning("The figures of %s are not in MLflow, only in artifacts/evaluations: %s", name, error)
 

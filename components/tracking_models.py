@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from components.artifacts import DATA, MODELS, ROOT, fingerprint_file, fingerprint_json, read_json
-from components.evaluation.comparison import model_metrics
 from components.tracking_points import FINGERPRINT_TAG, MODEL_TAG, make_points, metric_key, send_metrics
 
 if TYPE_CHECKING:
@@ -117,14 +116,20 @@ def dvc_tags(name: str, lock: Path = ROOT / "dvc.lock") -> dict[str, str]:
     return {} if md5 is None else {"dvc.md5": str(md5)}
 
 
-def log_figures(client: "MlflowClient", run_id: str, evaluation: Mapping[str, Any], model_id: str | None) -> None:
+def log_figures(
+    client: "MlflowClient",
+    run_id: str,
+    evaluation: Mapping[str, Any],
+    headline: Mapping[str, float | None],
+    model_id: str | None,
+) -> None:
     """Headline figures, and those of each set beside the set; what the run says already is not written again."""
     from mlflow.entities import Metric
 
     known = client.get_run(run_id).data.metrics
     datasets = evaluation_datasets(evaluation)
     log_datasets(client, run_id, list(datasets.values()), "evaluation")
-    figures: dict[tuple[str | None, str], float | None] = {(None, key): value for key, value in model_metrics(evaluation).items()}
+    figures: dict[tuple[str | None, str], float | None] = {(None, key): value for key, value in headline.items()}
     figures |= {(name, f"{name}/{key}"): value for name, key, value in _set_figures(evaluation)}
     metrics, bad = [], []
     for (name, key), value in figures.items():

@@ -71,7 +71,7 @@ def publish_model(client: "MlflowClient", parent: str, evaluation: Mapping[str, 
     published = fingerprint_json([evaluation, is_candidate])
     if client.get_run(run_id).data.tags.get(PUBLISHED_TAG) == published:
         return run_id
-    log_figures(client, run_id, evaluation, model_id)
+    log_figures(client, run_id, evaluation, model_metrics(evaluation), model_id)
     figure = calibration_figure(evaluation)
     if figure is not None:
         client.log_figure(run_id, figure, "calibration.png")
@@ -152,7 +152,6 @@ def _log_report(client: "MlflowClient", run_id: str, report: Path) -> None:
 def _note(gate: Mapping[str, Any], report: Path) -> str:
     """What MLflow's page shows on top of the run."""
     page = report / "gate.md"
-    text = (
-        page.read_text(encoding="utf-8") if page.is_file() else f"Gate: **{gate['verdict']}**. {gate_tags(gate)['gate.reasons']}"
-    )
-    return cut(text, MAX_TAG_LENGTH)
+    if page.is_file():
+        return cut(page.read_text(encoding="utf-8"), MAX_TAG_LENGTH)
+    return cut(f"Gate: **{gate['verdict']}**. {gate_tags(gate)['gate.reasons']}", MAX_TAG_LENGTH)

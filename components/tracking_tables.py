@@ -80,7 +80,5 @@ def calibration_figure(evaluation: Mapping[str, Any]) -> "Figure | None":
 
 
 def _bins(result: Mapping[str, Any]) -> list[tuple[float, float]]:
-    bins = result.get("reliability") or []
-    return [
-        (cell["confidence"], cell["accuracy"]) for cell in bins if cell["confidence"] is not None and cell["accuracy"] is not None
-    ]
+    bins = [(cell["confidence"], cell["accuracy"]) for cell in result.get("reliability") or []]
+    return [(confidence, accuracy) for confidence, accuracy in bins if confidence is not None and accuracy is not None]

@@ -48,7 +48,7 @@ def evaluate_ood(
     write_json(EVALUATIONS / f"{name}.json", result)
     metrics = {key: value for key, value in model_metrics(result).items() if value is not None}
     if not is_base:
-        log_evaluation(result, read_json(MODELS / name / "training.json", made_by="post_train")["fingerprint"])
+        log_evaluation(result, read_json(MODELS / name / "training.json", made_by="post_train")["fingerprint"], metrics)
     shown = ("in_domain_accuracy", "ood_accuracy", "in_domain_nll", "ood_nll")
     return {key: round(metrics[key], 4) for key in shown if key in metrics}
 
