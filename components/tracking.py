@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.errors import TrackingError
-from components.tracking_models import dvc_tags, log_figures, refer_to_model, training_datasets
+from components.tracking_models import log_figures, refer_to_model, training_datasets
 from components.tracking_parent import KIND_TAG, lineage_tags
 from components.tracking_points import FINGERPRINT_TAG, MODEL_TAG, make_points, send_points
 from components.tracking_recorder import RunRecorder, find_run, send_unsent
@@ -47,7 +47,7 @@ def log_evaluation(evaluation: Mapping[str, Any], fingerprint: str, headline: Ma
         if run_id is not None:
             with tracking_errors(f"Writing to run {run_id}"):
                 client = open_client()
-                tags = {"ballast.weights_fingerprint": str(evaluation["model_fingerprint"]), **dvc_tags(name)}
+                tags = {"ballast.weights_fingerprint": str(evaluation["model_fingerprint"])}
                 log_figures(client, run_id, evaluation, headline, refer_to_model(client, run_id, tags))
     except TrackingError as error:
         logger.warning("The figures of %s are not in MLflow, only in artifacts/evaluations: %s", name, error)

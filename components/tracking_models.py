@@ -96,7 +96,7 @@ def refer_to_model(client: "MlflowClient", run_id: str, tags: Mapping[str, str])
         EXTERNAL_TAG: "true",
         MODEL_TAG: name,
         FINGERPRINT_TAG: run.data.tags.get(FINGERPRINT_TAG, "unknown"),
-        "ballast.path": _source(MODELS / name),
+        "ballast.path": model_path(name),
         **tags,
     }
     experiment, params = run.info.experiment_id, dict(run.data.params)
@@ -106,14 +106,13 @@ def refer_to_model(client: "MlflowClient", run_id: str, tags: Mapping[str, str])
     return model_id
 
 
-def dvc_tags(name: str, lock: Path = ROOT / "dvc.lock") -> dict[str, str]:
-    """Where DVC has the weights: the hash of the folder, from which `dvc get` or the cache brings them back."""
+def dvc_hashes(lock: Path) -> dict[str, str]:
+    """Path of a model -> where DVC has its weights: the hash of the folder, under which the cache and the remote keep it."""
     if not lock.is_file():
         return {}
     content = yaml.load(lock.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    outs = {out["path"]: out for out in content.get("stages", {}).get(f"post_train@{name}", {}).get("outs", [])}
-    md5 = outs.get(_source(MODELS / name), {}).get("md5")
-    return {} if md5 is None else {"dvc.md5": str(md5)}
+    trained = [stage for name, stage in content.get("stages", {}).items() if name.startswith("post_train@")]
+    return {out["path"]: str(out["md5"]) for stage in trained for out in stage.get("outs", []) if "md5" in out}
 
 
 def log_figures(
@@ -153,6 +152,10 @@ def _set_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, str, float | 
         for key, figure in result["metrics"].items()
         if figure is not None
     ]
+
+
+def model_path(name: str) -> str:
+    return _source(MODELS / name)
 
 
 def _source(path: Path) -> str:

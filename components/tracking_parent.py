@@ -35,7 +35,7 @@ def open_parent(client: "MlflowClient", experiment: str, lineage: Mapping[str, s
         found = _find(client, experiment, pipeline)
         if found is not None:
             return found
-        tags = {**lineage, PIPELINE_TAG: pipeline, KIND_TAG: "pipeline"}
+        tags = {**lineage, **source_tags(lineage), PIPELINE_TAG: pipeline, KIND_TAG: "pipeline"}
         made = str(client.create_run(experiment, tags=tags, run_name=parent_name(pipeline, lineage, root)).info.run_id)
         first = _find(client, experiment, pipeline) or made
         if first != made:
@@ -71,6 +71,14 @@ def lineage_tags(root: Path = ROOT) -> dict[str, str]:
         "dvc.lock.sha256": _sha256(root / "dvc.lock"),
         "params.sha256": _sha256(root / "params.yaml"),
     }
+
+
+def source_tags(lineage: Mapping[str, str]) -> dict[str, str]:
+    """Who, what and which commit, where MLflow's own table of runs has columns for them."""
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or str(os.getuid())
+    source = {"mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL", "mlflow.user": user}
+    commit = lineage["git.commit"]
+    return source if commit == "unknown" else {**source, "mlflow.source.git.commit": commit}
 
 
 def _find(client: "MlflowClient", experiment: str, pipeline: str) -> str | None:

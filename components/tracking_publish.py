@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import DATA, MODELS, REPORT, ROOT, fingerprint_json, read_json
 from components.evaluation.comparison import model_metrics
 from components.tracking import log_final
-from components.tracking_models import dvc_tags, log_figures, refer_to_model
+from components.tracking_models import (
+    dvc_hashes,
+    evaluation_datasets,
+    log_datasets,
+    log_figures,
+    model_path,
+    refer_to_model,
+    training_datasets,
+)
 from components.tracking_parent import KIND_TAG, lineage_tags, open_parent
 from components.tracking_points import MAX_TAG_LENGTH, MODEL_TAG, PARENT_TAG, cut, send_params, send_points
-from components.tracking_recorder import find_run
+from components.tracking_recorder import newest_run
 from components.tracking_store import hold_lock, initialise_store, open_client, tracking_errors, tracking_lock
 from components.tracking_tables import Table, answers_table, calibration_figure, comparison_tables
 
@@ -41,10 +49,13 @@ def publish_comparison(
         parent = open_parent(client, experiment, lineage)
         present = [evaluation for evaluation in evaluations if "absent" not in evaluation]
         candidate = str(gate["candidate"])
+        hashes = dvc_hashes(ROOT / "dvc.lock")
         for evaluation in present:
-            publish_model(client, parent, evaluation, is_candidate=evaluation["model"] == candidate)
+            publish_model(client, parent, evaluation, hashes, is_candidate=evaluation["model"] == candidate)
         chosen = next(evaluation for evaluation in present if evaluation["model"] == candidate)
         log_final(parent, {key: value for key, value in model_metrics(chosen).items() if value is not None}, {})
+        log_datasets(client, parent, training_datasets(), "training")
+        log_datasets(client, parent, list(evaluation_datasets(chosen).values()), "evaluation")
         tags = {**lineage, **gate_tags(gate), NOTE_TAG: _note(gate, report)}
         send_points(client, parent, [], tags)
         _log_report(client, parent, report)
@@ -65,9 +76,11 @@ def gate_tags(gate: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def publish_model(client: "MlflowClient", parent: str, evaluation: Mapping[str, Any], *, is_candidate: bool) -> str:
+def publish_model(
+    client: "MlflowClient", parent: str, evaluation: Mapping[str, Any], hashes: Mapping[str, str], *, is_candidate: bool
+) -> str:
     """The child of one model with its final figures; the id of its run."""
-    run_id, model_id = _child_of(client, parent, evaluation)
+    run_id, model_id = _child_of(client, parent, evaluation, hashes)
     published = fingerprint_json([evaluation, is_candidate])
     if client.get_run(run_id).data.tags.get(PUBLISHED_TAG) == published:
         return run_id
@@ -80,11 +93,15 @@ def publish_model(client: "MlflowClient", parent: str, evaluation: Mapping[str, 
     return run_id
 
 
-def _child_of(client: "MlflowClient", parent: str, evaluation: Mapping[str, Any]) -> tuple[str, str | None]:
+def _child_of(
+    client: "MlflowClient", parent: str, evaluation: Mapping[str, Any], hashes: Mapping[str, str]
+) -> tuple[str, str | None]:
     """Run and LoggedModel of a model under this parent; base and champion have none here."""
     name = str(evaluation["model"])
-    trained = _training_run(name)
-    tags = {"ballast.weights_fingerprint": str(evaluation["model_fingerprint"]), **dvc_tags(name)}
+    trained = _training_run(client, client.get_run(parent).info.experiment_id, name)
+    tags = {"ballast.weights_fingerprint": str(evaluation["model_fingerprint"])}
+    if model_path(name) in hashes:
+        tags["dvc.md5"] = hashes[model_path(name)]
     if trained is None:  # base, champion, or trained where another store was
         child = _light_child(client, parent, evaluation, None)
         return child, refer_to_model(client, child, tags) if (MODELS / name).is_dir() else None
@@ -94,9 +111,11 @@ def _child_of(client: "MlflowClient", parent: str, evaluation: Mapping[str, Any]
     return _light_child(client, parent, evaluation, trained, model_id), model_id
 
 
-def _training_run(name: str) -> str | None:
+def _training_run(client: "MlflowClient", experiment: str, name: str) -> str | None:
     note = MODELS / name / "training.json"
-    return find_run(name, read_json(note, made_by="post_train")["fingerprint"]) if note.is_file() else None
+    if not note.is_file():
+        return None
+    return newest_run(client, experiment, name, read_json(note, made_by="post_train")["fingerprint"])
 
 
 def _light_child(

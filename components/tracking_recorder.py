@@ -7,11 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from components.errors import InterruptedStageError
 from components.tracking_models import Dataset, log_datasets, refer_to_model
-from components.tracking_parent import open_parent, set_running
+from components.tracking_parent import open_parent, set_running, source_tags
 from components.tracking_points import (
     FINGERPRINT_TAG,
     ITEMS_PER_CALL,
@@ -30,6 +30,9 @@ from components.tracking_points import (
 from components.tracking_store import answers_in_time, initialise_store, open_client, store_errors, tracking_errors
 from components.tracking_system import SystemSampler
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,9 +40,13 @@ def find_run(name: str, fingerprint: str) -> str | None:
     """The newest run of this model and fingerprint."""
     experiment = initialise_store()
     with tracking_errors(f"Looking for the run of {name}"):
-        wanted = f"tags.`{MODEL_TAG}` = '{name}' and tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
-        runs = open_client().search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
-        return str(runs[0].info.run_id) if runs else None
+        return newest_run(open_client(), experiment, name, fingerprint)
+
+
+def newest_run(client: "MlflowClient", experiment: str, name: str, fingerprint: str) -> str | None:
+    wanted = f"tags.`{MODEL_TAG}` = '{name}' and tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+    runs = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    return str(runs[0].info.run_id) if runs else None
 
 
 class RunRecorder:
@@ -64,7 +71,7 @@ class RunRecorder:
         self.run_id = ""
         self.parent_id = ""
         self._params = flatten(params)
-        self._tags = {**(lineage or {}), **tags, MODEL_TAG: name}
+        self._tags = {**({**lineage, **source_tags(lineage)} if lineage else {}), **tags, MODEL_TAG: name}
         self._lineage, self._datasets = lineage, list(datasets)
         self._flush_seconds = flush_seconds
         self._resumed = False
@@ -172,7 +179,7 @@ class RunRecorder:
             logger.warning("%d points of run %s are lost: %s", len(points), self.run_id, failure)
 
 
-def end_run(client: Any, header: Mapping[str, Any]) -> None:
+def end_run(client: "MlflowClient", header: Mapping[str, Any]) -> None:
     """How the run ended, and the LoggedModel of what it left. Done twice does no harm."""
     if header.get("has_model"):
         refer_to_model(client, header["run_id"], {})

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "Ballast"
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+"""Which pages MLflow shows of the experiment: runs, models and their comparison, and not those for prompts and agents."""
 PATIENCE_SECONDS = 8.0
 """How long anybody waits for a store that does not answer."""
 ENVIRONMENT = {
@@ -177,11 +179,13 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         try:
-            return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            return client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags={KIND_TAG: KIND})
         except MlflowException:  # another machine was faster
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is None:
                 raise
+    if KIND_TAG not in found.tags:
+        client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     at_home = tracking_uri().startswith(f"sqlite:///{ROOT}/mlruns/")

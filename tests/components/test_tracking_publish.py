@@ -70,6 +70,8 @@ def project(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     report.mkdir(parents=True)
     for name in ("report.html", "tokens.html", "gate.md", "model_card.md"):
         (report / name).write_text(f"page {name}")
+    lock = {"path": "artifacts/models/sft-1", "md5": "abc.dir"}
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"post_train@sft-1": {"outs": [lock]}}}))
     (report / "pareto.png").write_bytes(b"\x89PNG")
     for model in ("sft-0", "sft-1"):
         folder = tmp_path / "artifacts/models" / model
@@ -186,7 +188,7 @@ def test_metrics_stand_on_the_logged_model_beside_their_data_set(project: Path) 
     model = open_client().get_logged_model(output.model_id)
     of_set = {metric.key: metric.dataset_name for metric in model.metrics}
     assert (of_set["ood/boolq/accuracy"], of_set["in_domain_accuracy"]) == ("ood/boolq", None)
-    assert model.tags["ballast.weights_fingerprint"] == "weights of sft-1"
+    assert (model.tags["ballast.weights_fingerprint"], model.tags["dvc.md5"]) == ("weights of sft-1", "abc.dir")
 
 
 def test_the_next_pipeline_run_gets_children_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ def test_a_lock_is_waited_for_and_then_given_up(tmp_path: Path) -> None:
 
 def test_an_experiment_deleted_in_the_page_comes_back(store: Path) -> None:
     experiment = initialise_store()
+    assert open_client().get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
     open_client().delete_experiment(experiment)
     assert initialise_store() == experiment
     open_client().create_run(experiment)
