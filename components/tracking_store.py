@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from components.artifacts import ROOT
+from components.artifacts import ROOT, WORK
 from components.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "Ballast"
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+"""Which pages MLflow shows of the experiment: runs, models and their comparison, and not those for prompts and agents."""
 PATIENCE_SECONDS = 8.0
 """How long anybody waits for a store that does not answer."""
 ENVIRONMENT = {
@@ -79,6 +81,12 @@ def hold_lock(path: Path, wait_seconds: float = 120.0) -> Iterator[None]:
                     raise TrackingError(f"{path} is locked since {wait_seconds:.0f} s. See by whom: fuser {path}") from None
                 time.sleep(0.05)
         yield
+
+
+def tracking_lock(purpose: str) -> Path:
+    """What the processes of this machine that write to the same store agree on: beside a local database, else under .work."""
+    database = _database(tracking_uri())
+    return WORK / f"tracking.{purpose}.lock" if database is None else database.with_name(f".{database.name}.{purpose}.lock")
 
 
 def initialise_store() -> str:
@@ -171,11 +179,13 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         try:
-            return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            return client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags={KIND_TAG: KIND})
         except MlflowException:  # another machine was faster
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is None:
                 raise
+    if KIND_TAG not in found.tags:
+        client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     at_home = tracking_uri().startswith(f"sqlite:///{ROOT}/mlruns/")

@@ -50,7 +50,7 @@ def evaluate_ood(
     write_evaluation(found.model, result)
     metrics = {key: value for key, value in model_metrics(result).items() if value is not None}
     if fingerprint := found.run_fingerprint():
-        log_evaluation(found.model, fingerprint, metrics)
+        log_evaluation(result, fingerprint, metrics)
     shown = ("in_domain_accuracy", "ood_accuracy", "in_domain_nll", "ood_nll")
     return {key: round(metrics[key], 4) for key in shown if key in metrics}
 

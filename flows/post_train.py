@@ -48,6 +48,7 @@ def post_train(
             load_base_model(), inputs, resolved, training, probe, recorder.log, name=preset, seed=seed, device=device, work=work
         )
         save_model(MODELS / name, result.model, inputs.tokenizer, fingerprint)
+        recorder.refer_to_model()
         write_csv(CURVES / f"{name}.csv", result.curve)
         write_json(PROBES / f"{name}.json", result.probe)
     shutil.rmtree(work, ignore_errors=True)

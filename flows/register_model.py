@@ -2,7 +2,8 @@
 
     python -m flows.register_model
 
-Takes the candidate, its evaluation and what the gate has said of it. Leaves artifacts/registration.json. The alias `challenger`
+Takes the candidate, all evaluations, the report and what the gate has said. The comparison is published as a pipeline run with a
+child per model (docs/mlflow.md). Leaves artifacts/registration.json. The alias `challenger`
 moves to the new version; `champion` moves by hand (the MLflow UI or `make promote`: docs/promotion.md) or by policy
 (`registration.promote: when_gate_passes`).
 """
@@ -19,14 +20,20 @@ def register_model(*, registration: RegistrationParams) -> dict[str, Any]:
     from components.promotion import promote
     from components.registration import describe_candidate, gate_reasons, read_gate
     from components.registry import register_candidate
+    from components.tracking_points import PARENT_TAG
+    from components.tracking_publish import publish_comparison
 
     candidate = read_json(REPORT / "candidate.json", made_by="compare")
     gate = read_gate(candidate)
-    card = describe_candidate(candidate, read_evaluation(candidate["model"], folder=EVALUATIONS), gate)
+    compared = read_json(REPORT / "comparison.json", made_by="compare")
+    names = [name for method in compared["methods"].values() for name in method["models"]]
+    evaluations = {name: read_evaluation(name, folder=EVALUATIONS) for name in names}
+    parent = publish_comparison(compared, gate, list(evaluations.values()))
+    card = describe_candidate(candidate, evaluations[candidate["model"]], gate)
     version = register_candidate(
         MODELS / candidate["model"],
         name=registration.model_name,
-        tags=card.tags,
+        tags={**card.tags, PARENT_TAG: parent},
         metrics=card.metrics,
         description=card.description,
         run_name=f"register-{candidate['model']}",

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.components.mlflow_stores import empty_store, running_server, server, store
+
+__all__ = ["empty_store", "running_server", "server", "store"]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TEXT = [
