@@ -54,7 +54,7 @@ def evaluate_lm_eval_sets(
     """The tasks of lm-evaluation-harness that params name, as further OOD sets; nothing is imported where none is named."""
     if not params.lm_eval_tasks:
         return {}
-    from components.evaluation.lm_eval_sets import evaluate_lm_eval  # type: ignore[import-not-found,unused-ignore]
+    from components.evaluation.lm_eval_sets import evaluate_lm_eval
 
     results: dict[str, dict[str, Any]] = evaluate_lm_eval(model, tokenizer, params, device)
     return {f"{OOD_PREFIX}lm_eval/{task}": result for task, result in results.items()}
