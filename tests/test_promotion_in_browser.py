@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from components import promotion
-from components.champion import find_champion
+from components import champion, promotion
+from components.champion import fetch_champion, find_champion
 from components.promotion import BY_HAND_WHO, promote, read_history, rollback
 from components.tracking_store import initialise_store, open_client
+from tests.components.test_champion import store_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test installs it")
@@ -50,6 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             _wait_for(uri, process, folder / "log")
             patch.setenv("MLFLOW_TRACKING_URI", uri)
+            patch.setattr(champion, "FETCHED", folder / "fetched")
             patch.setattr(promotion, "LOCK", folder / "registry.lock")
             _fill(folder)
             yield uri
@@ -79,6 +81,7 @@ def _fill(folder: Path) -> None:
         client.log_metric(run, "ood_accuracy", accuracy)
         client.set_terminated(run)
         tags = {"gate.verdict": "pass", **{f"ballast.{key}_fingerprint": key for key in ("model", "tokenizer", "base")}}
+        client.log_artifacts(run, str(store_model(folder / method)), "model")
         source = f"{client.get_run(run).info.artifact_uri}/model"
         client.create_model_version(NAME, source, run, tags=tags, description=f"`{method}`")
     promote(NAME, 1, who="anna", why="the first")
@@ -122,6 +125,15 @@ def test_an_alias_set_in_the_ui_is_honoured_recorded_and_can_be_rolled_back(serv
     assert (entry["what"], entry["who"], entry["version"], entry["previous"]) == ("edited", BY_HAND_WHO, 2, 1)
     assert rollback(NAME, who="ben", why="it forgets").version == 1
     assert (find_champion(NAME) or {})["version"] == 1
+
+
+def test_a_champion_on_a_server_is_downloaded_once(server: str) -> None:
+    found = find_champion(NAME)
+    assert found is not None
+    folder = fetch_champion(found)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} == {file.name for file in folder.iterdir() if file.is_file()}
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert (fetch_champion(found) / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_the_compare_view_shows_the_methods_side_by_side(server: str, page: Any) -> None:
