@@ -77,11 +77,13 @@ def start_token(tokenizer: "PreTrainedTokenizerBase") -> int:
 def continuation_row(context: str, continuation: str, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> ItemRow:
     """Tokens of context + continuation, the continuation's as targets; a context that is too long loses its beginning.
 
-    Tokenised together, as the model would read it; a token that straddles the border belongs to the continuation.
+    Tokenised together, as the model would read it; a token that straddles the border belongs to the continuation, and so do
+    spaces at the end of the context (as in lm-evaluation-harness).
     """
     encoding = tokenizer(context + continuation, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoding["input_ids"])
-    is_target = [end > len(context) for _, end in encoding["offset_mapping"]]
+    border = len(context.rstrip())
+    is_target = [end > border for _, end in encoding["offset_mapping"]]
     room = max_length - 1
     unknown = tokenizer.unk_token_id
     if not any(is_target) or any(token == unknown and target for token, target in zip(ids, is_target, strict=True)):

@@ -2,7 +2,8 @@
 
 The begin of sequence is written into the context, so that the harness asks no tokenizer for it. It tokenises context and
 context + continuation and cuts the second by the length of the first; we tokenise them together and give a token across the
-border to the continuation. Where the two disagree an item is left out and counted: `other_tokens`.
+border to the continuation. Where the two disagree an item is left out and counted: `other_tokens`; so is one whose context loses
+its beginning (`cut_to_fit`): the harness cuts off the begin of sequence, too.
 """
 
 import json
@@ -88,7 +89,7 @@ def _documents(
             continue
         asked = [(begin + context, continuation) for context, continuation in pairs]
         if [_as_ours(row) for row in rows] != [harness_tokens(*pair, tokenizer) for pair in asked]:
-            one.leave_out("other_tokens")
+            one.leave_out("cut_to_fit" if any(len(row.input_ids) == max_length for row in rows) else "other_tokens")
             continue
         one.item_ids.append(item_id)
         one.kind = one.kind if one.kind == "text" else "choice" if len(pairs) > 1 else "exact"

@@ -53,11 +53,13 @@ def run_tasks(
             "need the Hugging Face hub; without network take YAML tasks on files of yours: docs/lm-eval.md"
         ) from error
     samples = {name: sorted(of_task, key=lambda sample: sample["doc_id"]) for name, of_task in found["samples"].items()}
-    return {name: [{**sample, "output_type": _output_type(found, name)} for sample in one] for name, one in samples.items()}
+    return {name: [_with_kind(sample, found["configs"][name]) for sample in one] for name, one in samples.items()}
 
 
-def _output_type(found: dict[str, Any], name: str) -> str:
-    return str(found["configs"][name]["output_type"])
+def _with_kind(sample: Sample, config: dict[str, Any]) -> Sample:
+    """The kind of request and which option is right: a task with an option per context names that where others have the text."""
+    right = sample["target"] if isinstance(sample["target"], int) else sample["doc"].get(str(config.get("doc_to_text")))
+    return {**sample, "output_type": str(config["output_type"]), "right": right if isinstance(right, int) else 0}
 
 
 def _task_manager(names: Sequence[str], folder: Path | None) -> Any:

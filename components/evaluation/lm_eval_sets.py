@@ -64,11 +64,11 @@ def item_result(task: str, sample: Sample, harness: Any) -> ItemResult:
     if kind == "generate_until":
         answer = str(sample["filtered_resps"][0])
     elif kind == "loglikelihood_rolling":
-        nll, num_tokens = -_likelihood(sample["filtered_resps"][0]), len(harness.tok_encode(_arguments(sample)[0][0]))
+        nll, num_tokens = -_likelihood(sample["filtered_resps"][0]), len(harness.tok_encode(asked_pairs(sample)[0][0]))
     else:
-        place = sample["target"] if kind == "multiple_choice" else 0
-        if isinstance(place, int) and 0 <= place < len(sample["filtered_resps"]):
-            nll, num_tokens = -_likelihood(sample["filtered_resps"][place]), _num_tokens(_arguments(sample)[place], harness)
+        place = sample["right"] if kind == "multiple_choice" else 0
+        if 0 <= place < len(sample["filtered_resps"]):
+            nll, num_tokens = -_likelihood(sample["filtered_resps"][place]), _num_tokens(asked_pairs(sample)[place], harness)
     return ItemResult(
         item_id=f"{task}:{sample['doc_id']}",
         kind="lm_eval",
@@ -88,7 +88,7 @@ def _likelihood(response: Any) -> float:
     return float(response[0] if isinstance(response, list | tuple) else response)
 
 
-def _arguments(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
+def asked_pairs(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked: (context, continuation) of each request; the harness writes them as numbered entries."""
     asked = sample["arguments"]
     entries = asked.values() if isinstance(asked, Mapping) else asked
