@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from components.errors import ModelError
 from components.evaluation.items import EvaluationItem
 from components.evaluation.likelihood import TokenStatistics, join, score_rows
+from components.evaluation.prefix_sharing import score_options
 from components.evaluation.uncertainty_table import uncertainty_against_truth
 from components.params import EvaluationParams
 from components.uncertainty.calibration import expected_calibration_error, reliability_curve
@@ -67,13 +68,16 @@ def _evaluate_set(
     params: EvaluationParams,
     reference: nn.Module | None,
 ) -> dict[str, Any]:
-    rows = [row for item in items for row in item.rows]
-    scored = iter(score_rows(model, base, rows, params.batch_tokens))
-    by_item = [[next(scored) for _ in item.rows] for item in items]
-    gold = [statistics[item.gold] for item, statistics in zip(items, by_item, strict=True)]
+    gold = score_rows(model, base, [item.rows[item.gold] for item in items], params.batch_tokens)
+    choices = [row for item in items if item.kind == "choice" for row in item.rows]  # gold again: ties need one way of counting
+    option_nlls = [option.nll_sum for option in score_options(model, choices, params.batch_tokens)]
     tokens = join(gold)
-    _refuse_not_finite(join([statistics for one in by_item for statistics in one]), name)
-    results = [_item_result(item, statistics) for item, statistics in zip(items, by_item, strict=True)]
+    _refuse_not_finite(tokens, option_nlls, name)
+    nlls = iter(option_nlls)
+    results = [
+        _item_result(item, one, [next(nlls) for _ in item.rows] if item.kind == "choice" else [])
+        for item, one in zip(items, gold, strict=True)
+    ]
     curve = reliability_curve(tokens.confidence, tokens.is_correct, params.num_ece_bins)
     error_N = 1 - tokens.is_correct.double()
     figures = {
@@ -93,20 +97,19 @@ def _evaluate_set(
     }
 
 
-def _refuse_not_finite(tokens: TokenStatistics, name: str) -> None:
+def _refuse_not_finite(tokens: TokenStatistics, option_nlls: list[float], name: str) -> None:
     """Comparisons with NaN are all false, so a broken model would pass for a good one wherever the first option is right."""
     num_bad = int((~(tokens.nll.isfinite() & tokens.drift_kl.isfinite())).sum())
+    num_bad += sum(not math.isfinite(nll) for nll in option_nlls)
     if num_bad:
         raise ModelError(
-            f"{name}: the model's nll or its drift from the base is not finite on {num_bad} of {len(tokens.nll)} tokens. "
+            f"{name}: the model's nll or its drift from the base is not finite on {num_bad} of {len(tokens.nll) + len(option_nlls)} tokens and options. "
             "Its weights have diverged: train it again with a lower learning rate (dvc exp run -S training.learning_rate=...)"
         )
 
 
-def _item_result(item: EvaluationItem, statistics: list[TokenStatistics]) -> ItemResult:
-    gold = statistics[item.gold]
+def _item_result(item: EvaluationItem, gold: TokenStatistics, nlls: list[float]) -> ItemResult:
     if item.kind == "choice":
-        nlls = [float(option.nll.double().sum()) for option in statistics]
         is_best = [nll == min(nlls) for nll in nlls]
         correct, scored = is_best[item.gold] / sum(is_best), 1  # a tie is a guess
     elif item.kind == "exact":
