@@ -2,9 +2,9 @@
 
     python -m benchmarks.lm_eval_agreement [--data ../shared/data] [--items 40] [--rounds 5]
 
-Ours: reading, tokenising and all figures of the evaluation (base and model are one, so drift costs little). Theirs: tokenising and
-scoring of the same requests by HFLM in batches of 16, its fastest of 1, 8, 16 and 32 here. The two take turns within a round; the
-ratio is that of the minima. It judges nothing; that the two agree is a test, too (tests/test_lm_eval_real_data.py).
+Agreement is told from the whole evaluation. For the rates both score the same token ids, ours with `score_options`, theirs with
+HFLM in batches of 16. The two take turns within a round; the ratio is that of the minima of process CPU time. It judges nothing;
+that the two agree is a test, too (tests/components/evaluation/test_lm_eval_export.py, tests/test_real_harness.py).
 """
 
 import argparse
@@ -26,14 +26,17 @@ import transformers
 from benchmarks.machine import processor
 from components.evaluation.evaluate import evaluate_sets
 from components.evaluation.held_out_sets import name_ood_files
-from components.evaluation.lm_eval_export import ExportedSet, export_sets
+from components.evaluation.items import ItemRow
+from components.evaluation.lm_eval_export import ExportedSet, export_sets, harness_tokens
 from components.evaluation.lm_eval_run import open_harness, run_tasks
 from components.evaluation.lm_eval_sets import asked_pairs, item_result
+from components.evaluation.prefix_sharing import score_options
 from components.evaluation.tasks import read_ood_set
 from components.models import load_model, load_tokenizer
 from components.params import EvaluationParams
 
 MAX_LENGTH = 512
+BATCH_TOKENS = 2048
 
 
 def main() -> None:
@@ -46,7 +49,7 @@ def main() -> None:
     folder = options.data / "models" / "stories260K"
     model, tokenizer = load_model(folder).eval(), load_tokenizer(folder)
     print(f"{date.today()}, {processor()}, 1 thread, torch {torch.__version__}, transformers {transformers.__version__}\n")
-    print("| set | items | left out | largest difference of nll | accuracy: ours, theirs | items/s: ours, theirs | ratio |")
+    print("| set | items | left out | largest difference, nats/token | accuracy: ours, theirs | items/s: ours, theirs | ratio |")
     print("|---|---:|---|---:|---|---|---:|")
     files = name_ood_files(options.data / "ood")
     with TemporaryDirectory() as tasks:
@@ -75,7 +78,7 @@ def report(
     kept = [items[item_id] for item_id in one.item_ids]
     ours = {row["item_id"]: row for row in score(model, kept)["items"]}
     found = compare(one, ours, samples, harness)
-    seconds = measure(model, kept, samples, harness, options.rounds)
+    seconds = measure(model, tokenizer, samples, harness, options.rounds)
     rates = [len(kept) / each for each in seconds]
     print(
         f"| {name} | {len(kept)} | {left} | {found['nll']:.1e} | {found['ours']:.4f}, {found['theirs']:.4f} "
@@ -89,32 +92,32 @@ def score(model: Any, items: list[Any]) -> dict[str, Any]:
 
 
 def compare(one: ExportedSet, ours: Mapping[str, Any], samples: list[Any], harness: Any) -> dict[str, float]:
-    """Largest difference of the summed nll of a right answer, and both accuracies; of running text all tokens count."""
+    """Largest difference of the nll (nats/token) of a right answer, and both accuracies; of running text all tokens count."""
     theirs = [item_result(one.task, sample, harness) for sample in samples]
     pairs = [(ours[item_id], row) for item_id, row in zip(one.item_ids, theirs, strict=True)]
     assert all(mine["num_tokens"] == row.num_tokens for mine, row in pairs), f"{one.task}: other tokens"
     correct = [mine["num_correct"] if one.kind != "text" else mine["num_correct"] == mine["num_scored"] for mine, _ in pairs]
     return {
-        "nll": max(abs(mine["nll_sum"] - row.nll_sum) for mine, row in pairs),
+        "nll": max(abs(mine["nll_sum"] - row.nll_sum) / mine["num_tokens"] for mine, row in pairs),
         "ours": sum(float(value) for value in correct) / len(pairs),
         "theirs": sum(row.num_correct for _, row in pairs) / len(pairs),
     }
 
 
-def measure(model: Any, items: list[Any], samples: list[Any], harness: Any, rounds: int) -> tuple[float, float]:
-    from lm_eval.api.instance import Instance
-
-    requests = [
-        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index)
-        for sample in samples
-        for index, pair in enumerate(asked_pairs(sample))
-    ]
+def measure(model: Any, tokenizer: Any, samples: list[Any], harness: Any, rounds: int) -> tuple[float, float]:
+    pairs = [pair for sample in samples for pair in asked_pairs(sample)]
+    requests = [(pair, *harness_tokens(*pair, tokenizer)) for pair in pairs]
+    rows = [ItemRow([*given, *asked], [False] * len(given) + [True] * len(asked)) for _, given, asked in requests]
+    ways = (
+        lambda: score_options(model, rows, BATCH_TOKENS),
+        lambda: harness._loglikelihood_tokens(requests, disable_tqdm=True),
+    )
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for side, call in enumerate((lambda: score(model, items), lambda: harness.loglikelihood(requests, disable_tqdm=True))):
-            started = time.perf_counter()
+        for side, call in enumerate(ways):
+            started = time.process_time()
             call()
-            taken[side].append(time.perf_counter() - started)
+            taken[side].append(time.process_time() - started)
     return min(taken[0]), min(taken[1])
 
 

@@ -18,6 +18,7 @@ from components.evaluation.generation import Answer
 from components.evaluation.headline import OOD_PREFIX
 from components.evaluation.items import EvaluationItem, EvaluationSet, ItemRow
 from components.evaluation.likelihood import TokenStatistics, join, score_rows
+from components.evaluation.prefix_sharing import score_options
 from components.evaluation.uncertainty_table import uncertainty_against_truth
 from components.params import EvaluationParams
 from components.uncertainty.calibration import reliability_curve
@@ -97,7 +98,7 @@ def _evaluate_set(
 def _option_nlls(model: nn.Module, items: Sequence[EvaluationItem], batch_tokens: int) -> list[list[float]]:
     """Of every choice the summed nll of each option, all of them in one pass (equal options must tie); [] of other items."""
     rows = [row for item in items if item.kind == "choice" for row in item.rows]
-    nlls = iter([float(one.nll.double().sum()) for one in score_rows(model, model, rows, batch_tokens)])
+    nlls = iter([option.nll_sum for option in score_options(model, rows, batch_tokens)])
     return [[next(nlls) for _ in item.rows] if item.kind == "choice" else [] for item in items]
 
 

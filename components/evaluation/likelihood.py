@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from components.evaluation.items import ItemRow, Law
+from components.evaluation.target_logits import pieces, target_logits
 from components.uncertainty.calibration import law_brier
 from components.uncertainty.scores import kl_divergence, token_entropy, token_nll
 from components.uncertainty.truth import against_laws
@@ -73,23 +74,21 @@ def _score_batch(model: nn.Module, base: nn.Module, rows: list[ItemRow]) -> list
     input_BT = torch.tensor([[*row.input_ids, *[0] * (width - len(row.input_ids))] for row in rows], device=device)
     present_BT = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows], device=device)
     target_BT = torch.tensor([[*row.is_target, *[False] * (width - len(row.is_target))] for row in rows], device=device)[:, 1:]
-    logits_NV = _target_logits(model, input_BT, present_BT, target_BT)
-    base_NV = logits_NV if base is model else _target_logits(base, input_BT, present_BT, target_BT)
+    inputs = {"input_ids": input_BT, "attention_mask": present_BT, "use_cache": False}
+    at_BT = nn.functional.pad(target_BT, (0, 1))
+    logits_of = target_logits(model, inputs, at_BT)
+    base_of = logits_of if base is model else target_logits(base, inputs, at_BT)
     labels_N = input_BT[:, 1:][target_BT]
     laws: list[Law | None] = []
     for row in rows:
         laws += row.laws if row.laws is not None else [None] * sum(row.is_target)
     assert len(laws) == len(labels_N), "one law for each target token"
-    chunk = max(1, CHUNK_ENTRIES // logits_NV.shape[1])
-    pieces = [slice(start, start + chunk) for start in range(0, max(1, len(labels_N)), chunk)]
-    parts = [_token_statistics(logits_NV[piece], base_NV[piece], labels_N[piece], laws[piece]) for piece in pieces]
+    parts = [
+        _token_statistics(logits_of(piece), base_of(piece), labels_N[piece], laws[piece])
+        for piece in pieces(len(labels_N), logits_of(slice(0)).shape[1], CHUNK_ENTRIES)
+    ]
     ends = target_BT.sum(1).cumsum(0).tolist()
     return [join(parts).slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
-
-
-def _target_logits(model: nn.Module, input_BT: Tensor, present_BT: Tensor, target_BT: Tensor) -> Tensor:
-    logits_BTV: Tensor = model(input_ids=input_BT, attention_mask=present_BT, use_cache=False).logits
-    return logits_BTV[:, :-1][target_BT]
 
 
 def _token_statistics(logits_NV: Tensor, base_logits_NV: Tensor, labels_N: Tensor, laws: Sequence[Law | None]) -> TokenStatistics:

@@ -48,12 +48,12 @@ def task_name(set_name: str) -> str:
 def export_sets(
     files: Mapping[str, Path], folder: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int, max_items: int
 ) -> dict[str, ExportedSet]:
-    """A YAML task and a JSONL file for every set that lm-eval can ask; conversations and rules it cannot, and they are counted."""
+    """A YAML task and a JSONL file for every set that lm-eval can ask; conversations and rules it cannot: they are counted."""
     exported = {}
     for name, file in files.items():
         one = ExportedSet(task_name(name), "text" if file.suffix == ".txt" else "none")
-        pairs = _windows(file, tokenizer, max_length) if file.suffix == ".txt" else _questions(file, one)
-        documents = list(islice(_documents(pairs, one, tokenizer, max_length), max_items))
+        found = (_text_documents if file.suffix == ".txt" else _documents)(file, one, tokenizer, max_length)
+        documents = list(islice(found, max_items))
         if documents:
             data = folder / f"{one.task}.jsonl"
             write_text(data, "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents))
@@ -70,18 +70,33 @@ def _questions(file: Path, one: ExportedSet) -> Iterator[tuple[str, tuple[Pair, 
             one.leave_out("answered_in_the_chat_template")
 
 
-def _windows(file: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[tuple[str, tuple[Pair, ...], int]]:
-    """The windows of components.evaluation.tasks, as text again."""
-    ids = tokenizer(read_utf8(file), add_special_tokens=False, verbose=False)["input_ids"]
+def _windows(file: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[tuple[str, str, list[int]]]:
+    """The windows of components.evaluation.tasks with the text that they stand for; a window may begin within a word."""
+    text = read_utf8(file)
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, places = read["input_ids"], read["offset_mapping"]
     for number, begin in enumerate(range(0, len(ids), max_length - 1), start=1):
-        yield f"{file.name}:window{number}", (("", str(tokenizer.decode(ids[begin : begin + max_length - 1]))),), 0
+        window = slice(begin, begin + max_length - 1)
+        yield f"{file.name}:window{number}", text[places[window][0][0] : places[window][-1][1]], ids[window]
 
 
-def _documents(
-    items: Iterator[tuple[str, tuple[Pair, ...], int]], one: ExportedSet, tokenizer: "PreTrainedTokenizerBase", max_length: int
+def _text_documents(
+    file: Path, one: ExportedSet, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Iterator[dict[str, Any]]:
+    start = start_token(tokenizer)
+    begin = str(tokenizer.decode([start]))
+    for item_id, text, ids in _windows(file, tokenizer, max_length):
+        said = [words for words in (text, text.removeprefix(" ")) if harness_tokens(begin, words, tokenizer) == ([start], ids)]
+        if not said:  # for example a window that begins within a word
+            one.leave_out("other_tokens")
+            continue
+        one.item_ids.append(item_id)
+        yield _document(item_id, [(begin, said[0])], 0)
+
+
+def _documents(file: Path, one: ExportedSet, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[dict[str, Any]]:
     begin = str(tokenizer.decode([start_token(tokenizer)]))
-    for item_id, pairs, gold in items:
+    for item_id, pairs, gold in _questions(file, one):
         try:
             rows = [continuation_row(context, continuation, tokenizer, max_length) for context, continuation in pairs]
         except UnrenderableError as error:
@@ -92,7 +107,7 @@ def _documents(
             one.leave_out("cut_to_fit" if any(len(row.input_ids) == max_length for row in rows) else "other_tokens")
             continue
         one.item_ids.append(item_id)
-        one.kind = one.kind if one.kind == "text" else "choice" if len(pairs) > 1 else "exact"
+        one.kind = "choice" if len(pairs) > 1 else "exact"
         yield _document(item_id, asked, gold)
 
 

@@ -49,8 +49,8 @@ def run_tasks(
         )
     except (OSError, ConnectionError) as error:
         raise DataError(
-            f"evaluation.lm_eval_tasks {list(names)}: a data set cannot be loaded ({str(error).splitlines()[0][:200]}). Named tasks "
-            "need the Hugging Face hub; without network take YAML tasks on files of yours: docs/lm-eval.md"
+            f"evaluation.lm_eval_tasks {list(names)}: a data set cannot be loaded ({str(error).splitlines()[0][:200]}). "
+            "Named tasks need the Hugging Face hub; without network take YAML tasks on files of yours: docs/lm-eval.md"
         ) from error
     samples = {name: sorted(of_task, key=lambda sample: sample["doc_id"]) for name, of_task in found["samples"].items()}
     return {name: [_with_kind(sample, found["configs"][name]) for sample in one] for name, one in samples.items()}
