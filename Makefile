@@ -55,6 +55,10 @@ gate: $(INSTALLED) ## what the gate says of the candidate (exit code of make: 2 
 .PHONY: install
 install: $(INSTALLED) ## only create .venv from requirements.lock
 
+.PHONY: install-lm-eval
+install-lm-eval: $(INSTALLED) ## add lm-evaluation-harness, for evaluation.lm_eval_tasks
+	@infra/install_lock.sh $(BIN)/python requirements.lock requirements-lm-eval.lock
+
 .PHONY: test
 test: $(INSTALLED_TEST) ## add what tests need, run pytest (ARGS="-k cache" for some)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -87,6 +91,7 @@ format: $(INSTALLED_TEST) ## let ruff repair and format the code
 lock: $(BIN)/pip ## resolve pyproject.toml into the two lock files anew
 	@$(call compile_lock,requirements.lock,pyproject.toml)
 	@$(call compile_lock,requirements-test.lock,--group test --constraint requirements.lock)
+	@$(call compile_lock,requirements-lm-eval.lock,--group lm_eval --constraint requirements.lock)
 
 # The old file's pins are uv's preferences, but for torch's: `2.13.0` there would mean just that file, and never `2.13.0+cpu`.
 define compile_lock

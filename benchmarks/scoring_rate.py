@@ -11,6 +11,7 @@ import argparse
 import random
 import time
 from datetime import date
+from functools import partial
 from typing import Any
 
 import torch
