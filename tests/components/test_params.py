@@ -17,7 +17,7 @@ def raw() -> dict[str, Any]:
     grid = {"presets": ["sft", "masked_mle", "uncertainty_aware"], "seeds": [0, 1]}
     objective = {name: {"preset": name} for name in grid["presets"]}
     sections = "world base_model data data_contract teacher_cache cache_plan cache_export token_scores training probe evaluation"
-    sections += " comparison registration compute"
+    sections += " base_text comparison registration compute"
     return {**grid, "objective": objective, **{name: {} for name in sections.split()}, "training": {"lora": {}}}
 
 
