@@ -16,7 +16,7 @@ from infra.sync_dvc_deps import DVC_YAML, ROOT, code_dependencies, flow_of
 PIPELINE: dict[str, Any] = yaml.safe_load(DVC_YAML.read_text())
 STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 STAGE_FLOWS = sorted({flow_of(stage).removeprefix("flows.") for stage in STAGES.values()})
-COMMANDS = ["export_cache", "plan_cache"]
+COMMANDS = ["export_cache", "export_lm_eval", "plan_cache"]
 """Flows that people start by hand; no stages, so `dvc repro` never runs them."""
 COMMANDS_OF_THE_REGISTRY = ["promote", "rollback"]
 """A person's acts: they take who and why on the command line (flows/by_hand.py)."""
