@@ -4,7 +4,7 @@ It comes with `make install-lm-eval` only. Its caches (pickles) stay off, and no
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +32,19 @@ def open_harness(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", batch
 def run_tasks(
     harness: Any, names: Sequence[str], folder: Path | None, *, limit: int | None = None, num_fewshot: int | None = None
 ) -> dict[str, list[Sample]]:
-    """Task -> its samples in the order of its documents; a group gives its tasks. `folder` holds YAML tasks of the user's."""
+    """Task -> one sample per document, in their order; a group gives its tasks. `folder` holds YAML tasks of the user's.
+
+    Where a task reads its answers in several ways (gsm8k: strict-match, flexible-extract) the first of them counts.
+    """
     from lm_eval import simple_evaluate
 
     manager = _task_manager(names, folder)
     try:
+        tasks = manager.load(list(names))["tasks"]
+        _refuse_long_answers(tasks, harness)
         found = simple_evaluate(
             model=harness,
-            tasks=list(names),
+            tasks=list(tasks.values()),
             task_manager=manager,
             num_fewshot=num_fewshot,
             limit=limit,
@@ -49,17 +54,46 @@ def run_tasks(
         )
     except (OSError, ConnectionError) as error:
         raise DataError(
-            f"evaluation.lm_eval_tasks {list(names)}: a data set cannot be loaded ({str(error).splitlines()[0][:200]}). "
+            f"evaluation.lm_eval_tasks {list(names)}: a data set cannot be loaded ({str(error)[:200]}). "
             "Named tasks need the Hugging Face hub; without network take YAML tasks on files of yours: docs/lm-eval.md"
         ) from error
-    samples = {name: sorted(of_task, key=lambda sample: sample["doc_id"]) for name, of_task in found["samples"].items()}
-    return {name: [_with_kind(sample, found["configs"][name]) for sample in one] for name, one in samples.items()}
+    return {name: _one_per_document(tasks[name], of_task) for name, of_task in found["samples"].items()}
 
 
-def _with_kind(sample: Sample, config: dict[str, Any]) -> Sample:
-    """The kind of request and which option is right: a task with an option per context names that where others have the text."""
-    right = sample["target"] if isinstance(sample["target"], int) else sample["doc"].get(str(config.get("doc_to_text")))
-    return {**sample, "output_type": str(config["output_type"]), "right": right if isinstance(right, int) else 0}
+def _refuse_long_answers(tasks: Mapping[str, Any], harness: Any) -> None:
+    """The harness itself stops with an assertion, after the tasks before have been scored."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        longest = normalize_gen_kwargs(dict(task.config.generation_kwargs or {}), harness.max_gen_toks)["max_gen_toks"]
+        if longest >= harness.max_length:
+            raise ParamsError(
+                f"evaluation.lm_eval_tasks: {name} lets an answer have {longest} tokens, the model reads {harness.max_length} in "
+                "all. Lower generation_kwargs.max_gen_toks in its YAML, or take the task out"
+            )
+
+
+def _one_per_document(task: Any, samples: Sequence[Sample]) -> list[Sample]:
+    """Those of the task's first filter, each with its kind of request and the number of its right option."""
+    kept = sorted((one for one in samples if one["filter"] == samples[0]["filter"]), key=lambda one: one["doc_id"])
+    is_choice = task.OUTPUT_TYPE == "multiple_choice"
+    return [
+        {**one, "output_type": task.OUTPUT_TYPE, "right": _right_option(task, one["doc"]) if is_choice else None} for one in kept
+    ]
+
+
+def _right_option(task: Any, doc: dict[str, Any]) -> int | None:
+    """As the task's own code tells it: a number or the option's text, and from the context where each option has its own.
+    None where no single one is right."""
+    options = task.doc_to_choice(doc)
+    right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(right, list) and len(right) == 1:
+        right = right[0]
+    if isinstance(right, str):
+        right = options.index(right) if right in options else None
+    return right if isinstance(right, int) and 0 <= right < len(options) else None
 
 
 def _task_manager(names: Sequence[str], folder: Path | None) -> Any:

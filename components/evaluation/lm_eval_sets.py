@@ -67,7 +67,7 @@ def item_result(task: str, sample: Sample, harness: Any) -> ItemResult:
         nll, num_tokens = -_likelihood(sample["filtered_resps"][0]), len(harness.tok_encode(asked_pairs(sample)[0][0]))
     else:
         place = sample["right"] if kind == "multiple_choice" else 0
-        if 0 <= place < len(sample["filtered_resps"]):
+        if place is not None:
             nll, num_tokens = -_likelihood(sample["filtered_resps"][place]), _num_tokens(asked_pairs(sample)[place], harness)
     return ItemResult(
         item_id=f"{task}:{sample['doc_id']}",

@@ -66,6 +66,63 @@ def test_every_kind_of_task_gives_a_result_for_each_document(model: Any, tokeniz
     assert all(item["num_tokens"] == (1 if n % 2 == 0 else 2) for n, item in enumerate(found["own_choose"]["items"]))
 
 
+def add_task(folder: Path, name: str, **keys: Any) -> str:
+    task = {"metric_list": [{"metric": "acc"}], "target_delimiter": "", "doc_to_text": "q", "task": name, "dataset_path": "json"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(folder / "documents.jsonl")}}, "test_split": "test", **keys}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    return name
+
+
+def test_the_nll_is_that_of_the_right_option_however_a_task_names_it(model: Any, tokenizer: Any, folder: Path) -> None:
+    kind = {"output_type": "multiple_choice", "doc_to_choice": "options"}
+    as_text = add_task(folder, "as_text", **kind, doc_to_target="{{options[right]}}")
+    found = run(model, tokenizer, folder, "own_choose", as_text)
+    assert [item["nll_sum"] for item in found["as_text"]["items"]] == [item["nll_sum"] for item in found["own_choose"]["items"]]
+    assert len({item["nll_sum"] for item in found["as_text"]["items"]}) == 8
+
+
+def test_where_each_option_has_its_own_context_code_may_tell_the_right_one(model: Any, tokenizer: Any, folder: Path) -> None:
+    code = "def place(d): return d['right']\ndef said(d): return d['a']\ndef contexts(d): return [d['q'], d['q'] + ' w7']\n"
+    (folder / "own_code.py").write_text(code)
+    add_task(
+        folder, "by_code", output_type="multiple_choice", doc_to_text="@place", doc_to_target="@said", doc_to_choice="@contexts"
+    )
+    file = folder / "by_code.yaml"
+    text = file.read_text()
+    for name in ("place", "said", "contexts"):
+        text = text.replace(f"'@{name}'", f"!function own_code.{name}")
+    file.write_text(text)
+    complete = add_task(
+        folder, "right_one", output_type="loglikelihood", doc_to_text="{{q}}{{' w7' if right else ''}}", doc_to_target="a"
+    )
+    found = run(model, tokenizer, folder, "by_code", complete)
+    nlls = {name: [item["nll_sum"] for item in found[name]["items"]] for name in ("by_code", "right_one")}
+    assert nlls["by_code"] == pytest.approx(nlls["right_one"], abs=1e-4)
+
+
+def test_where_several_options_are_right_there_is_no_nll(model: Any, tokenizer: Any, folder: Path) -> None:
+    name = add_task(folder, "both", output_type="multiple_choice", doc_to_choice="options", doc_to_target="{{[0, 1]}}")
+    found = run(model, tokenizer, folder, name)["both"]["metrics"]
+    assert found["nll"]["value"] is None and found["accuracy"]["value"] == 1
+
+
+def test_a_task_that_reads_its_answers_in_two_ways_counts_each_document_once(model: Any, tokenizer: Any, folder: Path) -> None:
+    filters = [
+        {"name": "strict", "filter": [{"function": "take_first"}]},
+        {"name": "flexible", "filter": [{"function": "regex", "regex_pattern": "w(9)"}, {"function": "take_first"}]},
+    ]
+    found = run(model, tokenizer, folder, add_task(folder, "twice", **KINDS["answer"], filter_list=filters), "own_answer")
+    assert found["twice"]["num_items"] == 8
+    answers = {name: [item["answer"] for item in one["items"]] for name, one in found.items()}
+    assert answers["twice"] == answers["own_answer"]
+
+
+def test_an_answer_longer_than_the_model_reads_is_refused_before_anything_runs(model: Any, tokenizer: Any, folder: Path) -> None:
+    kind = {**KINDS["answer"], "generation_kwargs": {"until": ["w9"], "max_gen_toks": 64}}
+    with pytest.raises(ParamsError, match=r"endless lets an answer have 64 tokens, the model reads 64 in all\. Lower"):
+        run(model, tokenizer, folder, "own_choose", add_task(folder, "endless", **kind))
+
+
 def test_the_first_documents_are_taken(model: Any, tokenizer: Any, folder: Path) -> None:
     assert run(model, tokenizer, folder, "own_choose", max_items_per_set=3)["own_choose"]["num_items"] == 3
 
