@@ -103,7 +103,8 @@ def _refuse_not_finite(tokens: TokenStatistics, option_nlls: list[float], name: 
     num_bad += sum(not math.isfinite(nll) for nll in option_nlls)
     if num_bad:
         raise ModelError(
-            f"{name}: the model's nll or its drift from the base is not finite on {num_bad} of {len(tokens.nll) + len(option_nlls)} tokens and options. "
+            f"{name}: the model's nll or its drift from the base is not finite on "
+            f"{num_bad} of {len(tokens.nll) + len(option_nlls)} tokens and options. "
             "Its weights have diverged: train it again with a lower learning rate (dvc exp run -S training.learning_rate=...)"
         )
 

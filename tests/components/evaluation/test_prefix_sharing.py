@@ -76,9 +76,9 @@ def test_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def harness(model: Any, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedTokenizerFast
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(WordLevel({f"t{token}": token for token in range(VOCABULARY)}, unk_token="t0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", eos_token="t2", bos_token="t1")
