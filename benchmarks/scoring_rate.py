@@ -1,17 +1,16 @@
 """Items scored per second, ours against lm-evaluation-harness's HFLM: same model, same token requests, interleaved rounds.
 
-    python -m benchmarks.scoring_rate [--rounds 5] [--model FOLDER]
+    python -m benchmarks.scoring_rate [--rounds 5] [--batch-tokens 2048] [--model FOLDER]
 
 Without a model folder: a random LLaMA of 4 layers, width 256, vocabulary 8,192. Requests are generated token ids. HFLM runs at
-batch sizes 1, 8 and 32 and its best round counts; ours at 2,048 tokens a batch. Process CPU seconds of one thread. It judges
-nothing.
+batch sizes 1, 8 and 32 and its best counts; ours at `--batch-tokens`. Process CPU seconds of one thread. It judges nothing.
 """
 
 import argparse
+import functools
 import random
 import time
 from datetime import date
-from functools import partial
 from typing import Any
 
 import torch
@@ -63,13 +62,13 @@ def draw_rows(kind: str, num_items: int, vocabulary: int) -> list[ItemRow]:
     return rows
 
 
-def measure(model: Any, kind: str, num_items: int, rounds: int) -> str:
+def measure(model: Any, kind: str, num_items: int, rounds: int, batch_tokens: int) -> str:
     rows = draw_rows(kind, num_items, model.config.vocab_size)
     borders = [row.is_target.index(True) for row in rows]
     requests = [(("", ""), row.input_ids[:at], row.input_ids[at:]) for row, at in zip(rows, borders, strict=True)]
-    ways: dict[int, Any] = {0: lambda: score_options(model, rows, 2048)}
+    ways: dict[int, Any] = {0: lambda: score_options(model, rows, batch_tokens)}
     for size in BATCH_SIZES:
-        ways[size] = partial(build_harness(model, size)._loglikelihood_tokens, requests, disable_tqdm=True)
+        ways[size] = functools.partial(build_harness(model, size)._loglikelihood_tokens, requests, disable_tqdm=True)
     taken: dict[int, list[float]] = {size: [] for size in ways}
     for number in range(rounds + 1):  # the first is a warm-up
         for size, way in ways.items():
@@ -96,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--items", type=int, default=32)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--model")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def main() -> None:
     print("| set | ours, items/s | HFLM, items/s | ratio of minima | median of pairs | max abs dLL | greedy flags that differ |")
     print("|---|---|---|---|---|---|---|")
     for kind in KINDS:
-        print(measure(model, kind, options.items, options.rounds), flush=True)
+        print(measure(model, kind, options.items, options.rounds, options.batch_tokens), flush=True)
 
 
 if __name__ == "__main__":
