@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import WORK, publish_folder
 from components.errors import ModelError, TrackingError
 from components.promotion import CHAMPION, HISTORY_TAG, is_noted, note_hand_edit, parse_history
-from components.tracking_store import PATIENCE_SECONDS, initialise_store, open_client, tracking_errors, tracking_uri
+from components.tracking_store import (
+    PATIENCE_SECONDS,
+    initialise_store,
+    local_database,
+    open_client,
+    tracking_errors,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 FINGERPRINT_TAGS = ("model_fingerprint", "tokenizer_fingerprint", "base_fingerprint")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
@@ -29,7 +37,7 @@ FETCHED = WORK / "champion"
 
 def find_champion(name: str) -> dict[str, Any] | None:
     """The version with the alias `champion`; a move that was made in MLflow's UI is entered in the history."""
-    database = _local_database()
+    database = local_database(tracking_uri())
     if database is not None:
         if not database.exists():
             return None
@@ -65,11 +73,6 @@ def fetch_champion(champion: dict[str, Any]) -> Path:
             for file, where in _hugging_face_files(stored, who).items():
                 os.replace(where, staging / file)
         return target
-
-
-def _local_database() -> Path | None:
-    path = tracking_uri().removeprefix("sqlite:///").partition("?")[0]
-    return Path(path) if tracking_uri().startswith("sqlite:///") and path not in ("", ":memory:") else None
 
 
 def _unreadable(database: Path, error: sqlite3.DatabaseError) -> str:
@@ -116,13 +119,20 @@ def _describe(name: str, version: int | None, tags: dict[str, str]) -> dict[str,
     return {"name": name, "version": version, **fingerprints, "uri": f"models:/{name}/{version}"}
 
 
+def model_id_of(version: "ModelVersion") -> str | None:
+    """The LoggedModel behind a version; MLflow's databases keep it in the source only."""
+    found = re.fullmatch(r"models:/(m-\w+)", version.source or "")
+    return found[1] if found else None
+
+
 def _locate(client: "MlflowClient", name: str, version: str) -> tuple[Path | None, str]:
     """The folder of the stored files if this machine has it, and the address MLflow downloads them from."""
     stored = client.get_model_version(name, version)
-    found = re.fullmatch(r"models:/(m-\w+)", stored.source or "")
-    address = (
-        client.get_logged_model(found[1]).artifact_location if found else client.get_model_version_download_uri(name, version)
-    )
+    model_id = model_id_of(stored)
+    if model_id is None:
+        address = client.get_model_version_download_uri(name, version)
+    else:
+        address = client.get_logged_model(model_id).artifact_location
     path = Path(address.removeprefix("file://"))
     return (path if path.is_dir() else None), address
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from components.artifacts import WORK, fingerprint_files, fingerprint_json
 from components.champion import fetch_champion as fetch_champion
+from components.champion import model_id_of
 from components.promotion import LOCK, LOCK_SECONDS
 from components.servable_model import generate_answers, save_servable
 from components.tracking_store import hold_lock, initialise_store, open_client, tracking_errors
@@ -75,12 +76,6 @@ def register_candidate(
         return _registered(client, version, alias)
 
 
-def set_alias(name: str, alias: str, version: int) -> None:
-    with tracking_errors(f"Setting alias {alias} of {name}"):
-        initialise_store()
-        open_client().set_registered_model_alias(name, alias, str(version))
-
-
 def get_version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
     """None when there is no such model, or it has no such alias."""
     initialise_store()
@@ -98,7 +93,7 @@ def _fingerprint(folder: Path) -> str:
 
 def _find_version(client: "MlflowClient", name: str, fingerprint: str) -> "ModelVersion | None":
     versions = client.search_model_versions(f"name = '{name}' and tag.`{FINGERPRINT_TAG}` = '{fingerprint}'")
-    return next((version for version in versions if _stored_bytes(client, _model_id(version))), None)
+    return next((version for version in versions if _stored_bytes(client, model_id_of(version))), None)
 
 
 def _find_weights(client: "MlflowClient", experiment: str, fingerprint: str) -> str | None:
@@ -106,12 +101,6 @@ def _find_weights(client: "MlflowClient", experiment: str, fingerprint: str) -> 
     found = client.search_logged_models([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
     whole = (model for model in found if str(model.status) == "READY" and _stored_bytes(client, model.model_id))
     return next((model.model_id for model in whole), None)
-
-
-def _model_id(version: "ModelVersion") -> str | None:
-    """MLflow's databases keep it in the source only."""
-    found = re.fullmatch(r"models:/(m-\w+)", version.source or "")
-    return found[1] if found else None
 
 
 def _stored_bytes(client: "MlflowClient", model_id: str | None, path: str | None = None) -> int:
@@ -124,7 +113,7 @@ def _stored_bytes(client: "MlflowClient", model_id: str | None, path: str | None
 
 def _registered(client: "MlflowClient", version: "ModelVersion", alias: str) -> RegisteredVersion:
     uri = f"models:/{version.name}/{version.version}"
-    num_bytes = _stored_bytes(client, _model_id(version))
+    num_bytes = _stored_bytes(client, model_id_of(version))
     return RegisteredVersion(version.name, int(version.version), alias, version.run_id or "", uri, num_bytes)
 
 
@@ -140,7 +129,7 @@ def _describe(
         known = client.get_run(version.run_id).data.metrics
         new = {key: float(value) for key, value in metrics.items() if isfinite(value) and known.get(key) != value}
         now = time.time_ns() // 1_000_000
-        points = [Metric(key, value, now, 0, model_id=_model_id(version), run_id=version.run_id) for key, value in new.items()]
+        points = [Metric(key, value, now, 0, model_id=model_id_of(version), run_id=version.run_id) for key, value in new.items()]
         run_tags = [RunTag(key, value) for key, value in {**tags, "mlflow.note.content": description}.items()]
         client.log_batch(version.run_id, metrics=points, tags=run_tags)
 

@@ -59,7 +59,7 @@ def tracking_errors(doing: str) -> Iterator[None]:
     except store_errors() as error:
         reason = _without_password((str(error).strip() or type(error).__name__).splitlines()[0][:400])
         repair = "Close what holds the database, see that its folder can be written, or name another store: MLFLOW_TRACKING_URI"
-        if _database(tracking_uri()) is None:
+        if local_database(tracking_uri()) is None:
             repair = "Start that server (infra/README.md), or unset MLFLOW_TRACKING_URI to use the local store"
         raise TrackingError(
             f"{doing}: the MLflow store {_without_password(tracking_uri())} cannot be used ({reason}). {repair}"
@@ -85,7 +85,7 @@ def hold_lock(path: Path, wait_seconds: float = 120.0) -> Iterator[None]:
 
 def tracking_lock(purpose: str) -> Path:
     """What the processes of this machine that write to the same store agree on: beside a local database, else under .work."""
-    database = _database(tracking_uri())
+    database = local_database(tracking_uri())
     return WORK / f"tracking.{purpose}.lock" if database is None else database.with_name(f".{database.name}.{purpose}.lock")
 
 
@@ -95,7 +95,7 @@ def initialise_store() -> str:
     A new database is built under another name and renamed when whole: MLflow's own start races with itself, and a killed one
     stays half migrated for ever.
     """
-    database = _database(tracking_uri())
+    database = local_database(tracking_uri())
     with tracking_errors("Opening"):
         if database is None:
             _probe_server(tracking_uri())
@@ -142,7 +142,7 @@ def _set_environment() -> None:
         os.environ.setdefault(key, value)
 
 
-def _database(uri: str) -> Path | None:
+def local_database(uri: str) -> Path | None:
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path) if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
 

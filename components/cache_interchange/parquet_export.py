@@ -15,8 +15,6 @@ Shapes: T tokens of a record, N cached tokens of it, K the most entries of any o
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from components.artifacts import write_whole
 from components.errors import ArtifactError
 
 METADATA_KEY = "ballast_teacher_cache"
@@ -52,26 +51,15 @@ class ExportedRecord:
 
 
 def export_rows(records: Iterable[ExportedRecord], file: Path, *, metadata: Mapping[str, Any]) -> int:
-    """Number of records written. The file is there whole or not at all: temporary file beside it, flushed to disk, renamed."""
+    """Number of records written. The file is there whole or not at all."""
     import pyarrow.parquet as pq
 
     schema = _schema().with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        num_records = 0
-        with os.fdopen(descriptor, "wb") as sink:
-            with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=False) as writer:
-                for group in _groups(records):
-                    writer.write_table(_table(group, schema), row_group_size=len(group))
-                    num_records += len(group)
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    num_records = 0
+    with write_whole(file) as sink, pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=False) as writer:
+        for group in _groups(records):
+            writer.write_table(_table(group, schema), row_group_size=len(group))
+            num_records += len(group)
     return num_records
 
 

@@ -3,8 +3,6 @@
 The items are the larger part by far, and a table is read by every tool. In memory both are one: `sets[name]["items"]`.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.artifacts import EVALUATIONS, read_json, write_json
+from components.artifacts import EVALUATIONS, read_json, write_json, write_whole
 from components.errors import ArtifactError
 
 ITEM_COLUMNS = pa.schema(
@@ -40,7 +38,8 @@ def write_evaluation(name: str, result: Mapping[str, Any], folder: Path | None =
     sets: Mapping[str, Any] = result.get("sets", {})
     rows = [{"set": set_name, **item} for set_name, one in sets.items() for item in one["items"]]
     columns = [pa.array([row.get(column.name) for row in rows], type=column.type) for column in _SCHEMA]
-    _write_table(folder / f"{name}.parquet", pa.Table.from_arrays(columns, schema=_SCHEMA))
+    with write_whole(folder / f"{name}.parquet") as file:
+        pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), file, compression="zstd")
     bare = {
         set_name: {**{key: value for key, value in one.items() if key != "items"}, "num_items": len(one["items"])}
         for set_name, one in sets.items()
@@ -79,18 +78,3 @@ def _read_table(file: Path, again: str) -> list[dict[str, Any]]:
         raise ArtifactError(f"{file} has the columns {table.schema.names}, not those of items. {again}")
     columns = [column.to_pylist() for column in table.columns]
     return [dict(zip(_SCHEMA.names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
