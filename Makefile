@@ -59,6 +59,10 @@ install: $(INSTALLED) ## only create .venv from requirements.lock
 install-lm-eval: $(INSTALLED) ## add lm-evaluation-harness, for evaluation.lm_eval_tasks
 	@infra/install_lock.sh $(BIN)/python requirements.lock requirements-lm-eval.lock
 
+.PHONY: install-infra
+install-infra: $(INSTALLED) ## add what servers and workers need: PostgreSQL, object store, auth, Docker and Kubernetes workers
+	@infra/install_lock.sh $(BIN)/python requirements.lock requirements-infra.lock
+
 .PHONY: test
 test: $(INSTALLED_TEST) ## add what tests need, run pytest (ARGS="-k cache" for some)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -90,7 +94,8 @@ format: $(INSTALLED_TEST) ## let ruff repair and format the code
 .PHONY: lock
 lock: $(BIN)/pip ## resolve pyproject.toml into the two lock files anew
 	@$(call compile_lock,requirements.lock,pyproject.toml)
-	@$(call compile_lock,requirements-test.lock,--group test --constraint requirements.lock)
+	@$(call compile_lock,requirements-infra.lock,--group infra --constraint requirements.lock)
+	@$(call compile_lock,requirements-test.lock,--group test --constraint requirements.lock --constraint requirements-infra.lock)
 	@$(call compile_lock,requirements-lm-eval.lock,--group lm_eval --constraint requirements.lock)
 
 # The old file's pins are uv's preferences, but for torch's: `2.13.0` there would mean just that file, and never `2.13.0+cpu`.
