@@ -1,7 +1,7 @@
 """The one typed schema of params.yaml. Unknown keys, impossible combinations and values out of range are errors.
 
 Each section is what some stages take; dvc.yaml lists the same sections under `params:`, so editing one reruns those stages only.
-`cache_plan` and `cache_export` belong to commands that are no stages.
+`cache_plan`, `cache_export` and `routing` belong to commands that are no stages.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from components.artifacts import ARTIFACTS, ROOT
 from components.data_params import DataContractParams, DataParams
 from components.errors import ParamsError
 from components.param_types import CellName, Count, Section, Weight
+from components.run_params import RoutingParams
 
 PARAMS_FILE = ROOT / "params.yaml"
 
@@ -324,6 +325,7 @@ class Params(Section):
     comparison: ComparisonParams
     registration: RegistrationParams
     compute: ComputeParams
+    routing: RoutingParams = RoutingParams()
 
     @model_validator(mode="after")
     def _grid_is_whole(self) -> Self:
