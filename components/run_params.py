@@ -25,6 +25,9 @@ class RoutingParams(Section):
     """Stages (or single cells, which win) by the name of their pool; any other runs where the pipeline runs."""
 
     num_at_once_here: Count = 1
+    num_retries: Annotated[int, Field(ge=0)] = 2
+    """Of a stage that was lost (its worker died, it was killed or preempted); one that failed by itself would fail again."""
+    retry_delay_seconds: Annotated[float, Field(ge=0.0)] = 10.0
     pools: dict[PoolName, PoolParams] = {}
     stages: dict[StageName, PoolName] = {}
 

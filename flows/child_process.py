@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,10 @@ POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 INVISIBLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class StoppedError(Exception):
+    """The command was ended because whoever waits for it has to end."""
 
 
 class LineSplitter:
@@ -65,11 +70,13 @@ def run_child(
     environ: Mapping[str, str] | None = None,
     held_files: Sequence[int] = (),
     grace_seconds: float = STOP_GRACE_SECONDS,
+    stopping: threading.Event | None = None,
 ) -> int:
     """Run it to its end and return its exit code (128 + N after signal N); both its streams come as lines, in their order.
 
-    An exception here, as a signal handler raises it, ends the command before it goes on. `held_files` stay open until the last
-    process of the command is gone: a lock on one of them outlives us if we are killed.
+    An exception here, as a signal handler raises it, ends the command before it goes on; in another thread than the main one
+    `stopping` does that, and StoppedError is raised. `held_files` stay open until the last process of the command is gone: a lock
+    on one of them outlives us if we are killed.
     Call it in the thread that stays: the parent-death signal is tied to the thread that started the child.
     """
     supervisor = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(grace_seconds)]
@@ -84,7 +91,7 @@ def run_child(
     )
     splitter = LineSplitter(on_line)
     try:
-        _read_lines(process, splitter)
+        _read_lines(process, splitter, stopping)
     except BaseException:
         process.terminate()
         _read_lines(process, splitter)  # its last words: "stopped at step 120, the state is kept"
@@ -92,11 +99,13 @@ def run_child(
     return process.returncode
 
 
-def _read_lines(process: subprocess.Popen[bytes], splitter: LineSplitter) -> None:
+def _read_lines(process: subprocess.Popen[bytes], splitter: LineSplitter, stopping: threading.Event | None = None) -> None:
     """Until the process has ended and the pipe is empty. Not until the pipe's end: a daemon of the command's may keep it open."""
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
     while True:
+        if stopping is not None and stopping.is_set():
+            raise StoppedError
         if select.select([descriptor], [], [], POLL_SECONDS)[0]:
             part = os.read(descriptor, 1 << 16)
             if not part:

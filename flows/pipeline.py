@@ -17,24 +17,26 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from components.artifacts import read_json
 from components.errors import BallastError
-from flows.dvc_graph import Outcome, Stage, find_root, hold_lock, is_good, read_stages, run_stage, run_stages, summarise
+from components.run_params import HERE
+from flows.dvc_graph import Outcome, Stage, find_root, read_stages
+from flows.dvc_stage import run_stage
+from flows.pipeline_lock import hold_lock
+from flows.routing import read_routing
+from flows.schedule import find_settled, is_good, run_stages, summarise
 from flows.stage_runner import QUIET
 
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.objects import State
 
-METRICS = Path("artifacts/report/metrics.json")
 SERVER_ANSWER_SECONDS = 5.0
 
-pipeline: "Flow[[list[str] | None], State[None]]"  # made by __getattr__
+pipeline: "Flow[[list[str] | None, bool], State[None]]"  # made by __getattr__
 
 
 def __getattr__(name: str) -> Any:
@@ -50,11 +52,12 @@ def main() -> NoReturn:
         prog="python -m flows.pipeline", description="Run the DVC graph, in Prefect's UI if there is one."
     )
     parser.add_argument("targets", nargs="*", help="stages, as `dvc repro` takes them; without any: all")
-    targets = parser.parse_args().targets
+    parser.add_argument("--here", action="store_true", help="run every stage here, whatever params.yaml routes to other pools")
+    given = parser.parse_args()
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # an exception, which ends the running stage
     try:
-        code = run_tracked(targets) if os.environ.get("PREFECT_API_URL") else run_here(targets)
+        code = run_tracked(given.targets, given.here) if os.environ.get("PREFECT_API_URL") else run_here(given.targets)
     except BallastError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -64,9 +67,15 @@ def main() -> NoReturn:
 
 
 def run_here(targets: Sequence[str]) -> int:
-    """Run the stages in this process, without Prefect."""
-    with hold_lock(find_root()) as lock:
-        outcomes = run_stages(read_stages(targets), lambda stage, is_settled: run_stage(stage, is_settled, print_line, lock))
+    """Run the stages in processes of ours, without Prefect."""
+    root, stopping = find_root(), threading.Event()
+    routing = read_routing(root, here=True)
+    with hold_lock(root) as lock:
+
+        def run(stage: Stage, is_settled: bool) -> Outcome:
+            return run_stage(stage, is_settled, print_line, [lock], stopping)
+
+        outcomes = run_stages(read_stages(targets), run, routing, stopping)
     for outcome in outcomes:
         print(f"{outcome.state:11}  {outcome.seconds:8.1f} s  {outcome.stage}")
     sys.stdout.flush()
@@ -77,14 +86,14 @@ def run_here(targets: Sequence[str]) -> int:
     return 1
 
 
-def run_tracked(targets: Sequence[str]) -> int:
+def run_tracked(targets: Sequence[str], here: bool) -> int:
     """Run them as a flow run of the configured server."""
     url = os.environ["PREFECT_API_URL"]
     require_server(url)
     import httpx  # comes with Prefect
 
     try:
-        state = make_flow()(list(targets), return_state=True)
+        state = make_flow()(list(targets), here, return_state=True)
     except httpx.TransportError as error:
         raise BallastError(
             f"the Prefect server at {url} went away ({error}). What the stages have made is in dvc.lock; the same command goes on"
@@ -99,82 +108,53 @@ def print_line(line: str) -> None:
 
 
 @cache
-def make_flow() -> "Flow[[list[str] | None], State[None]]":
+def make_flow() -> "Flow[[list[str] | None, bool], State[None]]":
     """The flow `pipeline`. DVC is the only cache, a failed stage would fail again: Prefect keeps no result and does not retry."""
-    from prefect import flow, get_run_logger
-    from prefect.states import Completed, Failed
+    from prefect import flow
 
-    def pipeline(targets: list[str] | None = None) -> "State[None]":
-        """Run the DVC graph: the targets (default: all) and what they depend on, as far as it is not up to date."""
-        logger = get_run_logger()
-        try:
-            root = find_root()
-            with hold_lock(root) as lock:
-                outcomes = run_stages(read_stages(targets or []), TrackedRunner(lock))
-            publish_tables(outcomes, root)
-        except BallastError as error:
-            return Failed(message=str(error))
-        summary = summarise(outcomes)
-        logger.info(summary)
-        return Completed(message=summary) if all(is_good(outcome) for outcome in outcomes) else Failed(message=summary)
+    def pipeline(targets: list[str] | None = None, here: bool = False) -> "State[None]":
+        """Run the DVC graph as far as it is not up to date.
+
+        Args:
+            targets: Stages, as `dvc repro` takes them, with all they depend on; empty: everything.
+            here: Run every stage in this flow run's process group, whatever params.yaml routes to other pools.
+        """
+        return run_flow(targets or [], here)
 
     pipeline.__qualname__ = "pipeline"  # what a deployment has to load: flows/pipeline.py:pipeline
     return flow(name="pipeline", persist_result=False, retries=0)(pipeline)
 
 
-class TrackedRunner:
-    """Runs each stage as a task of the flow run, below the tasks of its parents. It is a `RunStage`."""
-
-    def __init__(self, lock: int) -> None:
-        self.lock = lock
-        self.states: dict[str, State[Any]] = {}
-
-    def __call__(self, stage: Stage, is_settled: bool) -> Outcome:
-        from prefect import get_run_logger, task
-        from prefect.cache_policies import NO_CACHE
-
-        outcomes: list[Outcome] = []
-
-        @task(name=stage.name, task_run_name=stage.address, cache_policy=NO_CACHE, persist_result=False, retries=0)
-        def run_task() -> "State[None]":
-            outcomes.append(run_stage(stage, is_settled, get_run_logger().info, self.lock))
-            return describe_state(outcomes[0])
-
-        parents = [self.states[parent] for parent in stage.parents]  # for the arrows in the UI; the order is ours
-        state = self.states[stage.address] = run_task(wait_for=parents, return_state=True)
-        return outcomes[0] if outcomes else Outcome(stage.address, "failed", message=f"{state.name}: {state.message}")
-
-
-def describe_state(outcome: Outcome) -> "State[None]":
-    """The task's last state, as the UI shows it: a stage that DVC has skipped is `Cached`."""
+def run_flow(targets: Sequence[str], here: bool) -> "State[None]":
+    """The body of the flow: the graph, its stages as tasks, the tables."""
+    from prefect import get_run_logger
+    from prefect.runtime import flow_run
     from prefect.states import Completed, Failed
 
-    if outcome.state == "cached":
-        return Completed(name="Cached", message=outcome.message)
-    if outcome.state == "failed":
-        return Failed(message=outcome.message)
-    return Completed(message=f"ran for {outcome.seconds} s")
+    from flows.routed_stage import require_deployments
+    from flows.run_artifacts import best_effort, publish_tables
+    from flows.tracked_stages import TrackedRunner
+    from flows.worker_process import end_with_worker
 
-
-def publish_tables(outcomes: Sequence[Outcome], root: Path) -> None:
-    """The flow run's artifacts: `stages`, and `methods` where `compare` has made or confirmed its figures."""
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
-    rows = [{**outcome._asdict(), "message": outcome.message.partition("\n")[0]} for outcome in outcomes]
-    create_table_artifact(rows, key="stages", description=summarise(outcomes).partition("\n")[0])
-    is_compared = any(outcome.stage == "compare" and is_good(outcome) for outcome in outcomes)
-    if is_compared and (root / METRICS).exists():
-        table = render_methods(read_json(root / METRICS, made_by="compare"))
-        create_markdown_artifact(table, key="methods", description=f"{METRICS}: means over the seeds")
-
-
-def render_methods(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """A row per metric (there are many) and a column per method, in Markdown; the gate is no method."""
-    metrics = {name: values for name, values in metrics.items() if name != "gate"}
-    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    cells = {name: [f"{values[name]:.4g}" if name in values else "" for values in metrics.values()] for name in names}
-    head = [["metric", *metrics], ["---", *("---:" for _ in metrics)]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [*head, *([name, *row] for name, row in cells.items())])
+    end_with_worker()
+    logger, stopping = get_run_logger(), threading.Event()
+    try:
+        root = find_root()
+        routing = read_routing(root, here=here)
+        with hold_lock(root, str(flow_run.id)) as lock:
+            stages = read_stages(targets)
+            pools = {stage.address: routing.pool_of(stage) for stage in stages}
+            routed = {pools[stage.address] for stage in stages if stage.address not in find_settled(stages)}
+            require_deployments(routed - {HERE})
+            runner = TrackedRunner(root, lock, str(flow_run.id), routing, stopping)
+            outcomes = run_stages(stages, runner, routing, stopping)
+    except BallastError as error:
+        return Failed(message=str(error))
+    with best_effort(logger.warning):
+        publish_tables(outcomes, pools, root)
+    summary = summarise(outcomes)
+    logger.info(summary)
+    return Completed(message=summary) if all(is_good(outcome) for outcome in outcomes) else Failed(message=summary)
 
 
 def require_server(url: str) -> None:

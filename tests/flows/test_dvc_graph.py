@@ -9,19 +9,10 @@ from pathlib import Path
 import pytest
 
 from components.errors import BallastError
-from flows.dvc_graph import (
-    Outcome,
-    Stage,
-    describe_failure,
-    find_root,
-    find_settled,
-    hold_lock,
-    read_stages,
-    reproduce,
-    run_stage,
-    run_stages,
-    summarise,
-)
+from flows.dvc_graph import Outcome, Stage, find_root, read_stages
+from flows.dvc_stage import describe_failure, reproduce, run_stage
+from flows.pipeline_lock import hold_lock
+from flows.schedule import find_settled, run_stages, summarise
 
 DVC_YAML = f"""
 vars: [{{python: {sys.executable}}}]

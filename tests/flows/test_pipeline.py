@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.pipeline import ask_server, render_methods
+from flows.pipeline import ask_server
+from flows.run_artifacts import render_methods
 from flows.warm_start import Process
 
 ROOT = Path(__file__).resolve().parents[2]

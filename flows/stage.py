@@ -1,0 +1,83 @@
+"""Prefect flow `stage`: one stage of the graph on a worker. Deployed once per work pool (flows/deployments.py).
+
+The pipeline sends its routed stages here; anybody can run one from Prefect's UI by its address (`post_train@sft-0`). On the
+pipeline's disk it is `dvc repro --single-item` there. With `work`, which the pipeline makes for a pool without a shared disk,
+the worker's clone takes commit and data from the remotes, and gives its result back the same way.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Failed
+
+from components.errors import BallastError
+from flows.child_process import StoppedError
+from flows.dvc_graph import Outcome, Stage, find_root, read_stages
+from flows.dvc_stage import run_stage
+from flows.gpu_lease import hold_gpus
+from flows.pipeline_lock import hold_lock, share_lock
+from flows.routed_stage import leave_result
+from flows.run_artifacts import Progress, artifact_key, best_effort, publish_stage
+from flows.stage_runner import QUIET
+from flows.tracked_stages import describe_state
+from flows.worker_process import end_with_worker
+
+
+@flow(name="stage", persist_result=False, retries=0)
+def stage(address: str, pipeline_run: str | None = None, work: dict[str, Any] | None = None, num_gpus: int = 1) -> State[None]:
+    """Run one stage where this worker is.
+
+    Args:
+        address: The stage as `dvc repro` takes it, for example `post_train@sft-0`.
+        pipeline_run: The flow run of the pipeline that sends it; leave it empty.
+        work: What a worker in a clone of its own needs; made by the pipeline, leave it empty.
+        num_gpus: GPUs that a stage in a clone of its own works on.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    end_with_worker()
+    logger, progress = get_run_logger(), Progress(artifact_key("progress", address), get_run_logger().warning)
+
+    def say(line: str) -> None:
+        logger.info(line)
+        progress.see(line)
+
+    try:
+        root = find_root()
+        outcome = _run_here(root, address, pipeline_run, say) if work is None else _run_remote(root, address, work, num_gpus, say)
+    except BallastError as error:
+        return Failed(message=str(error))
+    except StoppedError:
+        return Cancelled(message="stopped")
+    with best_effort(logger.warning):
+        publish_stage(outcome, root)
+    return describe_state(outcome)
+
+
+def _run_here(root: Path, address: str, pipeline_run: str | None, say: Callable[[str], None]) -> Outcome:
+    """In this checkout: below the lock of the pipeline that sends it, or, started alone, under a lock of its own."""
+    with share_lock(root, pipeline_run) if pipeline_run else hold_lock(root, str(flow_run.id)) as lock:
+        return run_stage(find_stage(address), False, say, [lock])
+
+
+def _run_remote(root: Path, address: str, work: dict[str, Any], num_gpus: int, say: Callable[[str], None]) -> Outcome:
+    from flows.remote_work import do_work
+
+    with hold_gpus(num_gpus, say) as lease:
+        os.environ.update(lease.environ)
+        outcome, result = do_work(root, address, work, say, lease.held_files)
+    if result is not None:
+        leave_result(result)
+    return outcome
+
+
+def find_stage(address: str) -> Stage:
+    """Exactly one stage, of DVC's own list; a name of the graph and nothing that a command could take for an option."""
+    found = [known for known in read_stages([address]) if known.address == address]
+    if not found:
+        raise BallastError(f"{address!r} is not one stage: name a cell of a matrix as `dvc stage list` shows it")
+    return found[0]
