@@ -9,11 +9,11 @@ here was measured on a GPU. Hours and money are ranges: at the rates GOAL and CO
 """
 
 import argparse
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import get_args
 
+from benchmarks.sizing_layout import GB, MICRO_TOKENS, Machine, choose_layout, run_disk, run_hours
 from benchmarks.sizing_memory import FRAGMENTED, RESERVED_BYTES, Engine, GpuMemory, Setup, gpu_memory, plain_head_bytes
 from benchmarks.sizing_models import MODELS, Architecture
 from benchmarks.sizing_work import (
@@ -22,110 +22,19 @@ from benchmarks.sizing_work import (
     GOAL,
     MEAN_ENTRIES,
     Data,
-    Disk,
     Evaluation,
     Grid,
-    Rates,
     break_even_epochs,
     cache_size,
-    capture_seconds,
-    cell_seconds,
-    disk_bytes,
-    evaluation_seconds,
-    step_seconds,
     step_traffic,
 )
 
-MICRO_TOKENS = (8192, 4096, 2048, 1024)
 GPU_COUNTS = (1, 8, 64)
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What is rented. The price is an example, no quote."""
-
-    num_gpus: int
-    gpu_bytes: float = 80 * GB
-    price_per_gpu_hour: float = 3.0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the grid lies on the GPUs: `cells_at_once` cells, each as in `setup`."""
-
-    setup: Setup
-    memory: GpuMemory
-    cells_at_once: int
-
-
-@dataclass(frozen=True)
-class Hours:
-    """Wall time of the whole run at one set of rates."""
-
-    capture: float
-    training: float
-    evaluation: float
-    transfer: float
-    traffic_share: float
-
-    @property
-    def total(self) -> float:
-        return self.capture + self.training + self.evaluation + self.transfer
-
-
-def fits(memory: GpuMemory, machine: Machine) -> bool:
-    return memory.total <= machine.gpu_bytes
-
-
-def choose_layout(
-    base: Setup, machine: Machine, data: Data, grid: Grid, engines: Sequence[Engine] = ("single", "ddp", "fsdp2")
-) -> Layout | None:
-    """What trains the whole grid in the least time at the conservative rates; of equals that with the fewest GPUs a cell.
-
-    Cells need no traffic among each other, so a cell gets more GPUs than hold it only where there are more GPUs than cells.
-    None where nothing fits.
-    """
-    found = [setup for setup in _setups(base, machine, data, grid, engines) if fits(gpu_memory(setup), machine)]
-    if not found:
-        return None
-
-    def seconds(setup: Setup) -> float:
-        rounds = -(-grid.num_cells // (machine.num_gpus // setup.num_gpus))
-        return rounds * step_seconds(setup, data.row_tokens, CONSERVATIVE)[0]
-
-    setup = min(found, key=lambda setup: (round(seconds(setup), 6), setup.num_gpus))
-    return Layout(setup, gpu_memory(setup), min(grid.num_cells, machine.num_gpus // setup.num_gpus))
-
-
-def _setups(base: Setup, machine: Machine, data: Data, grid: Grid, engines: Sequence[Engine]) -> Iterator[Setup]:
-    """Every power of two of GPUs with every engine and micro-batch that makes up a step of `grid.step_tokens`."""
-    counts = [2**power for power in range(machine.num_gpus.bit_length())]
-    for num_gpus, engine, micro_tokens in itertools.product(counts, engines, MICRO_TOKENS):
-        micro_batches, rest = divmod(grid.step_tokens, micro_tokens * num_gpus)
-        if (engine == "single") == (num_gpus == 1) and micro_batches and not rest:
-            parts = {"num_gpus": num_gpus, "micro_tokens": micro_tokens, "micro_batches": micro_batches}
-            yield replace(base, engine=engine, predicted_share=data.target_share, **parts)
-
-
-def run_hours(layout: Layout, machine: Machine, data: Data, grid: Grid, rates: Rates, evaluation: Evaluation) -> Hours:
-    """Capture on all GPUs, then the cells in rounds, then one evaluation per GPU at a time (the base is one more)."""
-    setup = layout.setup
-    rounds = -(-grid.num_cells // layout.cells_at_once)
-    evaluated = -(-(grid.num_cells + 1) // machine.num_gpus)
-    disk = run_disk(layout, data, grid)
-    return Hours(
-        capture_seconds(setup.model, data, rates, machine.num_gpus) / 3600,
-        rounds * cell_seconds(setup, data, grid, rates, distils=True) / 3600,
-        evaluated * evaluation_seconds(setup.model, evaluation, rates) / 3600,
-        disk.pushed / rates.remote / 3600,
-        step_seconds(setup, data.row_tokens, rates)[1],
-    )
-
-
-def run_disk(layout: Layout, data: Data, grid: Grid) -> Disk:
-    cache_bytes = cache_size(layout.setup.model, data, max(MEAN_ENTRIES)).total_bytes
-    return disk_bytes(layout.setup, grid, cache_bytes, layout.cells_at_once)
+EXAMPLE = "e.g. 2048,8192,16,32,8,64,128256,yes"
+COLUMNS = (
+    "model | training | GPUs | a cell's GPUs, engine | micro-batch | GB a GPU | capture, h | training, h | evaluation, h "
+    "| push, h | traffic a step | disk, GB | all, h | cost"
+)
 
 
 def figure(value: float) -> str:
@@ -139,47 +48,43 @@ def span(low: float, high: float) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-HEADER = (
-    "| model | training | GPUs | a cell's GPUs, engine | micro-batch | GB a GPU | capture, h | training, h | evaluation, h | push, h "
-    "| traffic a step | disk, GB | all, h | cost |"
-)
+def table(models: Sequence[Architecture], options: argparse.Namespace, data: Data, grid: Grid) -> list[str]:
+    """Low figures at the goal's rates, high ones at the conservative rates."""
+    lines = heading(COLUMNS)
+    for model in models:
+        for is_lora in (False, True):
+            base = replace(setup_of(model, options, is_lora), predicted_share=data.target_share)
+            for count in options.gpus:
+                machine = Machine(count, options.gpu_gigabytes * GB, options.price)
+                lines.append(line_of(base, machine, data, grid, options.engines))
+    return lines
 
 
-def line_of(base: Setup, machine: Machine, data: Data, grid: Grid, evaluation: Evaluation, engines: Sequence[Engine]) -> str:
-    """One line of the table: low figures at the goal's rates, high ones at the conservative rates."""
+def heading(columns: str) -> list[str]:
+    return [f"| {columns} |", "|" + "---|" * len(columns.split(" | "))]
+
+
+def line_of(base: Setup, machine: Machine, data: Data, grid: Grid, engines: Sequence[Engine]) -> str:
     head = f"| {base.model.name} | {'LoRA' if base.is_lora else 'full'} | {machine.num_gpus}"
     layout = choose_layout(base, machine, data, grid, engines)
     if layout is None:
-        needs = gpu_memory(replace(base, micro_tokens=MICRO_TOKENS[-1], predicted_share=data.target_share)).total / GB
-        return f"{head} | does not fit: one GPU alone would need {needs:.0f} GB |" + " |" * 10
-    setup = layout.setup
-    best, worst = (run_hours(layout, machine, data, grid, rates, evaluation) for rates in (GOAL, CONSERVATIVE))
+        needs = gpu_memory(replace(base, micro_tokens=MICRO_TOKENS[-1])).total / GB
+        return f"{head} | does not fit: alone one GPU would need {needs:.0f} GB |" + " |" * (len(COLUMNS.split(" | ")) - 4)
+    setup, disk = layout.setup, run_disk(layout, data, grid)
+    best, worst = (run_hours(layout, machine, data, grid, rates, Evaluation()) for rates in (GOAL, CONSERVATIVE))
     sent = step_traffic(setup, GOAL).num_bytes / GB
-    traffic = f"{figure(sent)} GB, {best.traffic_share:.0%} to {worst.traffic_share:.0%}" if sent else "none"
-    costs = [hours.total * machine.num_gpus * machine.price_per_gpu_hour for hours in (best, worst)]
-    parts = (
-        span(getattr(best, name), getattr(worst, name)) for name in ("capture", "training", "evaluation", "transfer", "total")
-    )
-    capture, training, evaluating, push, total = parts
-    disk = run_disk(layout, data, grid)
-    return (
-        f"{head} | {setup.num_gpus} {setup.engine}, {layout.cells_at_once} at once | {setup.micro_tokens} x {setup.micro_batches} "
-        f"| {layout.memory.total / GB:.0f} | {capture} | {training} | {evaluating} | {push} | {traffic} "
-        f"| {figure((disk.kept + disk.checkpoints) / GB)} | {total} "
-        f"| {span(*costs)} |"
-    )
-
-
-def table(
-    models: Sequence[Architecture], counts: Sequence[int], options: argparse.Namespace, data: Data, grid: Grid
-) -> list[str]:
-    lines = [HEADER, "|" + "---|" * HEADER.count(" | ") + "---|"]
-    for model in models:
-        for is_lora in (False, True):
-            for count in counts:
-                machine = Machine(count, options.gpu_gigabytes * GB, options.price)
-                lines.append(line_of(setup_of(model, options, is_lora), machine, data, grid, Evaluation(), options.engines))
-    return lines
+    names = ("capture", "training", "evaluation", "transfer")
+    cells = [
+        f"{setup.num_gpus} {setup.engine}, {layout.cells_at_once} at once",
+        f"{setup.micro_tokens} x {setup.micro_batches}",
+        figure(layout.memory.total / GB),
+        *(span(getattr(best, name), getattr(worst, name)) for name in names),
+        f"{figure(sent)} GB, {best.traffic_share:.0%} to {worst.traffic_share:.0%}" if sent else "none",
+        figure((disk.kept + disk.checkpoints) / GB),
+        span(best.total, worst.total),
+        span(*(hours.total * machine.num_gpus * machine.price_per_gpu_hour for hours in (best, worst))),
+    ]
+    return " | ".join([head, *cells]) + " |"
 
 
 def setup_of(model: Architecture, options: argparse.Namespace, is_lora: bool) -> Setup:
@@ -194,10 +99,7 @@ def setup_of(model: Architecture, options: argparse.Namespace, is_lora: bool) ->
 
 
 def cache_lines(models: Sequence[Architecture], data: Sequence[Data], grid: Grid) -> list[str]:
-    lines = [
-        "| model | data | bytes a token | cache, GB | of targets alone | epochs x cells until it pays |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = heading("model | data | bytes a token | cache, GB | of targets alone, GB | epochs x cells until it pays")
     for model in models:
         for rows in data:
             sizes = [cache_size(model, rows, entries) for entries in MEAN_ENTRIES]
@@ -230,52 +132,41 @@ def parts_lines(models: Sequence[Architecture], data: Data, options: argparse.Na
 
 
 def assumptions(options: argparse.Namespace, data: Data, grid: Grid) -> list[str]:
-    """Every number that is neither counted nor measured here."""
-    evaluation = Evaluation()
-    rows = [
-        ("floating-point operations a second, of the peak (MFU, 6N and attention)", f"{GOAL.mfu} · {CONSERVATIVE.mfu}"),
-        ("peak of a GPU, bf16 dense (H100, H200: the vendor's figure)", f"{GOAL.peak_flops / 1e12:.0f} TFLOP/s"),
-        ("bandwidth of a collective among GPUs", f"{GOAL.traffic / GB:.0f} · {CONSERVATIVE.traffic / GB:.0f} GB/s"),
-        ("traffic beside the computation", "wholly hidden · not at all"),
-        (
-            "memory bandwidth, and the share of it in generation",
-            f"{GOAL.gpu_memory_bandwidth / 1e12} TB/s, {GOAL.memory_share} · {CONSERVATIVE.memory_share}",
-        ),
-        (
-            "a generated token costs at least",
-            f"{GOAL.token_launch_seconds * 1000:.0f} · {CONSERVATIVE.token_launch_seconds * 1000:.0f} ms a batch",
-        ),
-        (
-            "step that distils from the cache / plain (measured on a CPU)",
-            f"{GOAL.distilling_over_plain} · {CONSERVATIVE.distilling_over_plain}",
-        ),
-        ("to the DVC remote", f"{GOAL.remote / GB:g} · {CONSERVATIVE.remote / GB:g} GB/s"),
-        ("start of a stage", f"{GOAL.stage_seconds:.0f} · {CONSERVATIVE.stage_seconds:.0f} s"),
-        ("entries a token keeps (measured with a tiny model)", f"{MEAN_ENTRIES[0]:.0f} · {MEAN_ENTRIES[1]:.0f}"),
-        ("data", f"{data.name}: {data.row_tokens:.0f} tokens a row, {data.target_share:.0%} of them targets"),
-        (
-            "grid",
-            f"{grid.num_cells} cells ({grid.num_distilling * grid.num_seeds} distil), {grid.num_epochs:g} epochs, {grid.step_tokens:,} tokens a step",
-        ),
-        (
-            "evaluation of a model",
-            f"{evaluation.scored_tokens / 1e6:g} M tokens scored, {evaluation.num_answers} answers of {evaluation.answer_tokens} tokens",
-        ),
-        ("longest row that attends to itself", f"{options.row_tokens} tokens"),
-        ("memory lost to context, and to fragmentation", f"{RESERVED_BYTES / GB} GB, {FRAGMENTED:.0%}"),
-        ("a GPU", f"{options.gpu_gigabytes:g} GB, {options.price:g} an hour (an example, no quote)"),
-    ]
-    return ["| assumption | goal · conservative |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+    """Every number that is neither counted nor measured on this page."""
+    asked, low, high = Evaluation(), GOAL, CONSERVATIVE
+    cells = f"{grid.num_cells} cells, {grid.num_distilling * grid.num_seeds} of them distil"
+    rows = {
+        "share of the peak that a step reaches (MFU; 6N and attention)": f"{low.mfu} · {high.mfu}",
+        "peak, bf16 dense (H100, H200: the vendor's figure)": f"{low.peak_flops / 1e12:.0f} TFLOP/s",
+        "bandwidth of a collective among GPUs": f"{low.traffic / GB:.0f} · {high.traffic / GB:.0f} GB/s",
+        "traffic beside the computation": "wholly hidden · not at all",
+        "memory bandwidth": f"{low.gpu_memory_bandwidth / 1e12} TB/s",
+        "share of it that generation reaches": f"{low.memory_share} · {high.memory_share}",
+        "a generated token, at least": f"{1e3 * low.token_launch_seconds:.0f} · {1e3 * high.token_launch_seconds:.0f} ms",
+        "step that distils from the cache / plain (measured, CPU)": f"{low.distilling_over_plain} · {high.distilling_over_plain}",
+        "to the DVC remote": f"{low.remote / GB:g} · {high.remote / GB:g} GB/s",
+        "start of a stage": f"{low.stage_seconds:.0f} · {high.stage_seconds:.0f} s",
+        "entries a token keeps (measured, a tiny model)": f"{MEAN_ENTRIES[0]:.0f} · {MEAN_ENTRIES[1]:.0f}",
+        "data": f"{data.name}: {data.row_tokens:.0f} tokens a row, {data.target_share:.0%} of them targets",
+        "grid": f"{cells}; {grid.num_epochs:g} epochs, {grid.step_tokens:,} tokens a step",
+        "scored of a model": f"{asked.scored_tokens / 1e6:g} M tokens, and as many by the base beside it",
+        "generated by a model": f"{asked.num_answers} answers of {asked.answer_tokens} tokens, {asked.batch_size} at once",
+        "longest row that attends to itself": f"{options.row_tokens} tokens",
+        "memory lost to context, and to fragmentation": f"{RESERVED_BYTES / GB} GB, and {FRAGMENTED:.0%}",
+        "a GPU": f"{options.gpu_gigabytes:g} GB, {options.price:g} an hour (an example, no quote)",
+    }
+    return [*heading("assumption | goal · conservative"), *(f"| {what} | {value} |" for what, value in rows.items())]
 
 
 def own_model(words: str) -> Architecture:
     """H,F,L,heads,key_heads,head_width,V,tied: seven whole numbers and yes or no."""
     *numbers, tied = words.split(",")
-    if len(numbers) != 7 or tied not in ("yes", "no"):
+    if len(numbers) != 7 or not all(number.isdigit() for number in numbers) or tied not in ("yes", "no"):
         raise argparse.ArgumentTypeError(
-            f"{words!r} is not H,F,L,heads,key_heads,head_width,V,yes|no, e.g. 2048,8192,16,32,8,64,128256,yes"
+            f"{words!r} is not H,F,L,heads,key_heads,head_width,V,yes|no: 2048,8192,16,32,8,64,32000,yes"
         )
-    return Architecture("own model", *map(int, numbers), is_tied=tied == "yes")  # type: ignore[arg-type]
+    hidden, mlp, layers, heads, key_heads, width, vocabulary = map(int, numbers)
+    return Architecture("own model", hidden, mlp, layers, heads, key_heads, width, vocabulary, is_tied=tied == "yes")
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -290,13 +181,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mean-tokens", type=float, help="tokens of a row of your own data")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--row-tokens", type=int, default=1024, help="longest row; all of a packed micro-batch under eager attention"
-    )
+    parser.add_argument("--row-tokens", type=int, default=1024, help="longest row (eager and packed: the micro-batch)")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
-    parser.add_argument(
-        "--engines", nargs="*", choices=get_args(Engine), default=["single", "ddp", "fsdp2"], help="to choose from"
-    )
+    engines = get_args(Engine)
+    parser.add_argument("--engines", nargs="*", choices=engines, default=engines[:3], help="to choose from")
     parser.add_argument("--online", action="store_true", help="memory with an online teacher in place of the cache")
     parser.add_argument("--fused-attention", action="store_true", help="Gemma 2 without eager attention")
     parser.add_argument("--checkpointing", action="store_true", help="activations recomputed: Ballast has no switch for it today")
@@ -310,7 +198,7 @@ def page(options: argparse.Namespace) -> str:
     data = replace(known, num_rows=options.rows or known.num_rows, row_tokens=options.mean_tokens or known.row_tokens)
     grid = Grid(num_seeds=options.seeds, num_epochs=options.epochs)
     parts = [
-        table(models, options.gpus, options, data, grid),
+        table(models, options, data, grid),
         parts_lines(models, data, options),
         cache_lines(models, list(dict.fromkeys([data, *DATA.values()])), grid),
         assumptions(options, data, grid),

@@ -143,11 +143,11 @@ def activation_bytes(setup: Setup) -> float:
 
 def layer_activation_bytes(setup: Setup) -> float:
     """Of one token in one layer: the count of Korthikanti et al. 2022 (34 H + 5 a T for a GPT layer) done anew for what
-    transformers 5.23's LLaMA and Gemma 2 save, in bytes of e (2 bf16, 4 fp32); norms and the residual stay in fp32 under autocast.
+    transformers 5.23's LLaMA and Gemma 2 save, e bytes a number (2 bf16, 4 fp32); norms and residual stay in fp32 under autocast.
 
-    Each norm (LLaMA 2, Gemma 2 4): its input 4H, and what it scales 4H unless its weight is frozen. Inputs of the linears: 5 casts
-    of e H in bf16 (each linear makes its own), 2 of 4H in fp32. Queries, keys, values and output: e A each, for a mask makes
-    transformers repeat keys and values. MLP: gate, its activation, up, their product: 4 e F. Eager attention: scores (e),
+    Each norm (LLaMA 2, Gemma 2 4): its input 4H, and what it scales 4H unless its weight is frozen. Inputs of the linears: 5
+    casts of e H in bf16 (each linear makes its own), 2 of 4H in fp32. Queries, keys, values and output: e A each, for a mask
+    makes transformers repeat keys and values. MLP: gate, its activation, up, their product: 4 e F. Eager attention: scores (e),
     softmax (4) and its cast (e in bf16) for every head and position. LoRA: the inputs as before, and e * rank for each linear.
     """
     model, e = setup.model, 2 if setup.precision == "bf16" else 4

@@ -13,7 +13,7 @@ from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.planner import CacheSize, Estimate, break_even, grid_seconds, runs_of_grid
 
 MEAN_ENTRIES = (13.0, 33.0)
-"""Entries a token keeps at tail_mass .03: from 52 B (TinyStories, sure) to 103 B (GSM8K, unsure) at V 512, docs/teacher-cache.md."""
+"""Entries a token keeps at tail_mass .03: 52 B (TinyStories, sure), 103 B (GSM8K, unsure) at V 512 in docs/teacher-cache.md."""
 PROBABILITY_BITS = 12
 
 
