@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import get_args
 
-from benchmarks.sizing_layout import GB, MICRO_TOKENS, Machine, choose_layout, run_disk, run_hours
+from benchmarks.sizing_layout import GB, Machine, choose_layout, possible_setups, run_disk, run_hours
 from benchmarks.sizing_memory import FRAGMENTED, RESERVED_BYTES, Engine, GpuMemory, Setup, gpu_memory, plain_head_bytes
 from benchmarks.sizing_models import MODELS, Architecture
 from benchmarks.sizing_work import (
@@ -68,8 +68,8 @@ def line_of(base: Setup, machine: Machine, data: Data, grid: Grid, engines: Sequ
     head = f"| {base.model.name} | {'LoRA' if base.is_lora else 'full'} | {machine.num_gpus}"
     layout = choose_layout(base, machine, data, grid, engines)
     if layout is None:
-        needs = gpu_memory(replace(base, micro_tokens=MICRO_TOKENS[-1])).total / GB
-        return f"{head} | does not fit: alone one GPU would need {needs:.0f} GB |" + " |" * (len(COLUMNS.split(" | ")) - 4)
+        needs = min(gpu_memory(setup).total for setup in possible_setups(base, machine, data, grid, engines)) / GB
+        return f"{head} | does not fit: {needs:.0f} GB a GPU at least |" + " |" * (len(COLUMNS.split(" | ")) - 4)
     setup, disk = layout.setup, run_disk(layout, data, grid)
     best, worst = (run_hours(layout, machine, data, grid, rates, Evaluation()) for rates in (GOAL, CONSERVATIVE))
     sent = step_traffic(setup, GOAL).num_bytes / GB

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.sizing_memory import PLAIN_COPIES, Setup, activation_bytes, copies_bytes, state_bytes
@@ -29,6 +30,7 @@ from components.params import LoraParams
 from components.teacher_cache.format import CacheIdentity
 from components.teacher_cache.shard_plan import CaptureSettings
 from components.teacher_cache.writer import Teacher, write_cache
+from components.training.sharding import shard_model
 
 SMALL = {
     "LLaMA": Architecture("small LLaMA", 128, 352, 3, 4, 2, 32, 500, is_tied=True),
@@ -110,6 +112,28 @@ def check_saved(model: Architecture, setup: Setup) -> list[Check]:
     return [*checks, Check(f"bf16 copies of weights, {label}", copies_bytes(setup), copies)] if copies else checks
 
 
+def check_sharded_copies(model: Architecture) -> Check:
+    """Autocast's copies under FSDP2 (one rank, gloo): kept whole, though the weights themselves are given back layer by layer."""
+    lm = build(model).train()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shard_model(lm, init_device_mesh("cpu", (1,)))
+        with _kept_tensors(lm) as kept:
+            _forward(lm, small_setup(model))
+    finally:
+        distributed.destroy_process_group()
+    real = sum(
+        tensor.untyped_storage().nbytes() for tensor in kept if tensor.dtype == torch.bfloat16 and is_weight(tensor, model)
+    )
+    return Check(f"bf16 copies of weights, {model.name}, FSDP2", copies_bytes(small_setup(model)), real)
+
+
+def is_weight(tensor: Tensor, model: Architecture) -> bool:
+    """Whether it has the shape of a linear of the layers, or its transpose."""
+    widths = (model.query_width, model.key_width, model.mlp)
+    return tensor.dim() == 2 and sorted(tensor.shape) in [sorted((model.hidden, width)) for width in widths]
+
+
 def small_setup(model: Architecture, **changes: Any) -> Setup:
     """Rows of equal length, their last three quarters predicted."""
     share = ROWS * _num_predicted() / (ROWS * LENGTH)
@@ -177,13 +201,13 @@ def _num_predicted() -> int:
 @contextmanager
 def _kept_tensors(lm: nn.Module) -> Iterator[list[Tensor]]:
     """What the graph saves inside, one tensor for each memory; the model's own weights are left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in lm.parameters()}
+    own = {parameter.untyped_storage()._cdata for parameter in lm.parameters()}
     found: dict[int, Tensor] = {}
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            found.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        if tensor.untyped_storage()._cdata not in own:
+            found.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -202,7 +226,8 @@ def all_checks() -> list[Check]:
         for precision in ("fp32", "bf16"):
             checks += check_saved(model, small_setup(model, precision=precision))
         checks += check_saved(model, small_setup(model, is_lora=True))
-    return [*checks, check_plain_head(), *(check_cache(model) for model in SMALL.values())]
+    checks += [check_sharded_copies(SMALL["LLaMA"]), check_plain_head(), check_cache(SMALL["LLaMA"])]
+    return checks
 
 
 def main() -> None:

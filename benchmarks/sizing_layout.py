@@ -73,7 +73,7 @@ def choose_layout(
 ) -> Layout | None:
     """What trains the whole grid in about the least time at the conservative rates, with the fewest GPUs a cell; None where
     nothing fits."""
-    found = [setup for setup in _setups(base, machine, data, grid, engines) if fits(gpu_memory(setup), machine)]
+    found = [setup for setup in possible_setups(base, machine, data, grid, engines) if fits(gpu_memory(setup), machine)]
     if not found:
         return None
 
@@ -86,7 +86,7 @@ def choose_layout(
     return Layout(setup, gpu_memory(setup), min(grid.num_cells, machine.num_gpus // setup.num_gpus))
 
 
-def _setups(base: Setup, machine: Machine, data: Data, grid: Grid, engines: Sequence[Engine]) -> Iterator[Setup]:
+def possible_setups(base: Setup, machine: Machine, data: Data, grid: Grid, engines: Sequence[Engine]) -> Iterator[Setup]:
     """Every power of two of GPUs with every engine and micro-batch that makes up a step of `grid.step_tokens`."""
     counts = [2**power for power in range(machine.num_gpus.bit_length())]
     for num_gpus, engine, micro_tokens in itertools.product(counts, engines, MICRO_TOKENS):

@@ -1,7 +1,6 @@
 """Bytes on one GPU while a cell of the grid trains, part by part, as Ballast trains today.
 
-Weights are loaded in fp32 and products run in bf16 under autocast (DDP, one GPU), or weights are gathered in bf16 (FSDP2 through
-accelerate, ZeRO-3). Both keep 16 bytes of state per trained parameter (ZeRO, Rajbhandari et al. 2020: weights, gradients, fp32
+Weights are loaded in fp32 and products run in bf16 under autocast (one GPU, DDP, FSDP2), or weights are bf16 (ZeRO-3). Both keep 16 bytes of state per trained parameter (ZeRO, Rajbhandari et al. 2020: weights, gradients, fp32
 master weights and Adam's two moments); FSDP2 and ZeRO-3 divide them by the number of GPUs.
 
 Letters as in sizing_models; a token here is one of the micro-batch, padding included.
@@ -15,7 +14,8 @@ import torch
 from benchmarks.sizing_models import LINEARS, Architecture
 from components.objectives.head import BLOCK_BYTES, rows_per_chunk
 
-Engine = Literal["single", "ddp", "fsdp2", "zero3"]
+Engine = Literal["single", "ddp", "fsdp2", "fsdp2_bf16", "zero3"]
+"""fsdp2: components.training.sharding under autocast; fsdp2_bf16: with a MixedPrecisionPolicy, which Ballast does not set today."""
 GPU = torch.device("cuda")  # only named: no GPU is asked for anything
 PLAIN_COPIES = 6.0
 """[N, V] fp32 tensors that the plain cross-entropy and KL hold at once (sizing_checks; 7.0 by the process's high-water mark)."""
@@ -52,7 +52,12 @@ class Setup:
 
     @property
     def shards(self) -> int:
-        return self.num_gpus if self.engine in ("fsdp2", "zero3") else 1
+        return self.num_gpus if self.engine in ("fsdp2", "fsdp2_bf16", "zero3") else 1
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Of a weight that is made whole for a pass: fp32 by our FSDP2, else bf16."""
+        return 4 if self.engine == "fsdp2" else 2
 
     @property
     def predicted_tokens(self) -> int:
@@ -96,23 +101,25 @@ def state_bytes(setup: Setup) -> tuple[float, float, float]:
     trained, frozen, shards = setup.trained, setup.frozen, setup.shards
     if setup.engine == "zero3":
         return (6 * trained + 2 * frozen) / shards, 2 * trained / shards, 8 * trained / shards
-    unsharded = 4 * trained if setup.engine == "fsdp2" and setup.micro_batches > 1 else 0
+    unsharded = 4 * trained if setup.engine in ("fsdp2", "fsdp2_bf16") and setup.micro_batches > 1 else 0
     return 4 * (trained + frozen) / shards, 4 * trained / shards + unsharded, 8 * trained / shards
 
 
 def copies_bytes(setup: Setup) -> float:
     """Second copies of weights or gradients.
 
-    Autocast: a bf16 copy of every linear stays with the graph until the backward pass. DDP: its buckets hold all gradients once
-    more (accelerate leaves gradient_as_bucket_view off). FSDP2, ZeRO-3: two layers and the root's unit gathered in bf16, and the
-    unsharded fp32 gradient of one layer and the root.
+    Autocast: a bf16 copy of every linear stays with the graph until the backward pass, under our FSDP2 too: whole on every rank.
+    DDP: its buckets hold all gradients once more (accelerate leaves gradient_as_bucket_view off). FSDP2, ZeRO-3: two layers and the
+    root's unit made whole, and the unsharded fp32 gradient of one layer and the root.
     """
-    model = setup.model
+    model, has_autocast = setup.model, setup.precision == "bf16" and setup.engine not in ("fsdp2_bf16", "zero3")
+    total = 2.0 * model.layers * model.layer_linears if has_autocast else 0.0
+    if setup.engine == "ddp":
+        total += 4 * setup.trained
     if setup.shards > 1:
-        gathered = 2 * (2 * model.layer_parameters + model.root_parameters)
-        return gathered + (0 if setup.is_lora else 4 * (model.layer_parameters + model.root_parameters))
-    low_precision = 2 * model.layers * model.layer_linears if setup.precision == "bf16" else 0
-    return low_precision + (4 * setup.trained if setup.engine == "ddp" else 0)
+        total += setup.gathered_bytes * (2 * model.layer_parameters + model.root_parameters)
+        total += 0 if setup.is_lora else 4 * (model.layer_parameters + model.root_parameters)
+    return total
 
 
 def head_bytes(setup: Setup) -> float:

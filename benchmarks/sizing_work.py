@@ -117,15 +117,16 @@ class StepTraffic:
 def step_traffic(setup: Setup, rates: Rates) -> StepTraffic:
     """Ring collectives send (n - 1) / n of what they handle, an all-reduce twice (ZeRO, Rajbhandari et al. 2020, section 7).
 
-    DDP: the fp32 gradients, once a step. FSDP2: all weights gathered in bf16 for the forward and again for the backward pass of
-    every micro-batch, fp32 gradients scattered once a step. ZeRO-3: the same, gradients in bf16 in every micro-batch.
+    DDP: the fp32 gradients, once a step. FSDP2: all weights gathered for the forward and again for the backward pass of every
+    micro-batch, fp32 gradients scattered once a step. ZeRO-3: the same, gradients in bf16 in every micro-batch.
     """
     ring = (setup.num_gpus - 1) / setup.num_gpus
-    gathered = 2 * 2 * setup.model.parameters * setup.micro_batches
+    gathered = 2 * setup.gathered_bytes * setup.model.parameters * setup.micro_batches
     by_engine = {
         "single": 0.0,
         "ddp": 2 * 4 * setup.trained,
         "fsdp2": gathered + 4 * setup.trained,
+        "fsdp2_bf16": gathered + 4 * setup.trained,
         "zero3": gathered + 2 * setup.trained * setup.micro_batches,
     }
     num_bytes = ring * by_engine[setup.engine]

@@ -12,6 +12,7 @@ from benchmarks.sizing_checks import (
     check_parameters,
     check_plain_head,
     check_saved,
+    check_sharded_copies,
     check_state,
     small_setup,
 )
@@ -52,6 +53,11 @@ def test_activations_and_copies_are_what_the_graph_keeps(model: Architecture, ch
         assert check.ratio == pytest.approx(1, abs=0.05), check
 
 
+def test_fsdp2_under_autocast_keeps_whole_bf16_copies_of_all_linears() -> None:
+    check = check_sharded_copies(SMALL["LLaMA"])
+    assert check.formula == check.real
+
+
 def test_the_plain_loss_holds_six_times_the_logits() -> None:
     assert check_plain_head().ratio == pytest.approx(1, abs=0.02)
 
@@ -64,7 +70,7 @@ def test_sharding_divides_the_state_and_ddp_does_not() -> None:
     alone = sum(state_bytes(Setup(MODEL)))
     assert alone == 16 * MODEL.parameters
     assert sum(state_bytes(Setup(MODEL, "ddp", 8))) == alone
-    for engine in ("fsdp2", "zero3"):
+    for engine in ("fsdp2", "fsdp2_bf16", "zero3"):
         assert sum(state_bytes(Setup(MODEL, engine, 8))) == alone / 8
 
 
@@ -92,7 +98,8 @@ def test_checkpointing_lora_and_the_fused_head_never_need_more() -> None:
 def test_a_ring_sends_less_than_it_handles_and_one_gpu_sends_nothing() -> None:
     assert step_traffic(Setup(MODEL), GOAL).num_bytes == 0
     assert step_traffic(Setup(MODEL, "ddp", 2), GOAL).num_bytes == 4 * MODEL.parameters
-    assert step_traffic(Setup(MODEL, "fsdp2", 2), GOAL).num_bytes == (2 * 2 + 4) * MODEL.parameters / 2
+    assert step_traffic(Setup(MODEL, "fsdp2", 2), GOAL).num_bytes == (2 * 4 + 4) * MODEL.parameters / 2
+    assert step_traffic(Setup(MODEL, "fsdp2_bf16", 2), GOAL).num_bytes == (2 * 2 + 4) * MODEL.parameters / 2
 
 
 @pytest.mark.parametrize("is_lora", [False, True])
@@ -115,7 +122,7 @@ def test_eight_billion_weights_do_not_train_on_one_gpu_but_their_adapter_does() 
 
 
 def test_the_goal_is_never_slower_than_the_conservative_rates() -> None:
-    machine = Machine(8)
+    machine = Machine(8, gpu_bytes=141 * GB)
     layout = choose_layout(Setup(LARGE), machine, ROWS, Grid())
     assert layout is not None
     best, worst = (run_hours(layout, machine, ROWS, Grid(), rates, Evaluation()) for rates in (GOAL, CONSERVATIVE))
