@@ -1,7 +1,8 @@
 """Bytes on one GPU while a cell of the grid trains, part by part, as Ballast trains today.
 
-Weights are loaded in fp32 and products run in bf16 under autocast (one GPU, DDP, FSDP2), or weights are bf16 (ZeRO-3). Both keep 16 bytes of state per trained parameter (ZeRO, Rajbhandari et al. 2020: weights, gradients, fp32
-master weights and Adam's two moments); FSDP2 and ZeRO-3 divide them by the number of GPUs.
+Weights are loaded in fp32 and products run in bf16 under autocast (one GPU, DDP, FSDP2), or weights are bf16 (ZeRO-3). Both keep
+16 bytes of state per trained parameter (ZeRO, Rajbhandari et al. 2020: weights, gradients, fp32 master weights, Adam's moments);
+FSDP2 and ZeRO-3 divide them by the number of GPUs.
 
 Letters as in sizing_models; a token here is one of the micro-batch, padding included.
 """
@@ -15,7 +16,7 @@ from benchmarks.sizing_models import LINEARS, Architecture
 from components.objectives.head import BLOCK_BYTES, rows_per_chunk
 
 Engine = Literal["single", "ddp", "fsdp2", "fsdp2_bf16", "zero3"]
-"""fsdp2: components.training.sharding under autocast; fsdp2_bf16: with a MixedPrecisionPolicy, which Ballast does not set today."""
+"""fsdp2: components.training.sharding under autocast; fsdp2_bf16: with a MixedPrecisionPolicy, which Ballast does not set."""
 GPU = torch.device("cuda")  # only named: no GPU is asked for anything
 PLAIN_COPIES = 6.0
 """[N, V] fp32 tensors that the plain cross-entropy and KL hold at once (sizing_checks; 7.0 by the process's high-water mark)."""
@@ -109,8 +110,8 @@ def copies_bytes(setup: Setup) -> float:
     """Second copies of weights or gradients.
 
     Autocast: a bf16 copy of every linear stays with the graph until the backward pass, under our FSDP2 too: whole on every rank.
-    DDP: its buckets hold all gradients once more (accelerate leaves gradient_as_bucket_view off). FSDP2, ZeRO-3: two layers and the
-    root's unit made whole, and the unsharded fp32 gradient of one layer and the root.
+    DDP: its buckets hold all gradients once more (accelerate leaves gradient_as_bucket_view off). FSDP2, ZeRO-3: two layers and
+    the root's unit made whole, and the unsharded fp32 gradient of one layer and the root.
     """
     model, has_autocast = setup.model, setup.precision == "bf16" and setup.engine not in ("fsdp2_bf16", "zero3")
     total = 2.0 * model.layers * model.layer_linears if has_autocast else 0.0
