@@ -185,7 +185,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     engines = get_args(Engine)
     parser.add_argument("--engines", nargs="*", choices=engines, default=engines[:3], help="to choose from")
-    parser.add_argument("--online", action="store_true", help="memory with an online teacher in place of the cache")
+    parser.add_argument("--online", action="store_true", help="an online teacher in place of the cache")
     parser.add_argument("--fused-attention", action="store_true", help="Gemma 2 without eager attention")
     parser.add_argument("--checkpointing", action="store_true", help="activations recomputed: Ballast has no switch for it today")
     return parser.parse_args(words)

@@ -104,7 +104,7 @@ def run_hours(layout: Layout, machine: Machine, data: Data, grid: Grid, rates: R
     disk = run_disk(layout, data, grid)
     return Hours(
         capture_seconds(setup.model, data, rates, machine.num_gpus) / 3600,
-        rounds * cell_seconds(setup, data, grid, rates, distils=True) / 3600,
+        rounds * cell_seconds(setup, data, grid, rates) / 3600,
         evaluated * evaluation_seconds(setup.model, evaluation, rates) / 3600,
         disk.pushed / rates.remote / 3600,
         step_seconds(setup, data.row_tokens, rates)[1],

@@ -5,10 +5,10 @@ CONSERVATIVE; the truth is hoped to lie between them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.sizing_memory import Setup
-from benchmarks.sizing_models import Architecture, teacher_flops, training_flops
+from benchmarks.sizing_models import Architecture, forward_flops, teacher_flops, training_flops
 from components.teacher_cache.integer_packing import EntryLayout
 from components.teacher_cache.planner import CacheSize, Estimate, break_even, grid_seconds, runs_of_grid
 
@@ -134,31 +134,27 @@ def step_traffic(setup: Setup, rates: Rates) -> StepTraffic:
 
 
 def step_seconds(setup: Setup, row_tokens: float, rates: Rates) -> tuple[float, float]:
-    """Of a step without a teacher: seconds, and the share of them that the traffic takes (all of it where nothing overlaps).
+    """Of a step, with its teacher where that is online: seconds, and those of the traffic as a share of them.
 
     The optimiser's own pass over memory (under .1 s for 8 B on one GPU) and the data loader are left out.
     """
     tokens = setup.micro_tokens * setup.micro_batches
     flops = tokens * training_flops(setup.model, row_tokens, setup.predicted_share, is_lora=setup.is_lora, rank=setup.rank)
+    flops += tokens * forward_flops(setup.model, row_tokens) if setup.is_checkpointed else 0.0
+    flops += tokens * teacher_flops(setup.model, row_tokens, setup.predicted_share) if setup.has_online_teacher else 0.0
     compute, traffic = flops / (rates.peak_flops * rates.mfu), step_traffic(setup, rates).seconds
     total = max(compute, traffic) if rates.overlaps_traffic else compute + traffic
     return total, traffic / total
 
 
-def online_seconds(setup: Setup, row_tokens: float, rates: Rates) -> float:
-    """What an online teacher adds to a step: its forward pass over the same tokens."""
-    tokens = setup.micro_tokens * setup.micro_batches
-    return tokens * teacher_flops(setup.model, row_tokens, setup.predicted_share) / (rates.peak_flops * rates.mfu)
-
-
-def cell_seconds(setup: Setup, data: Data, grid: Grid, rates: Rates, *, distils: bool) -> float:
-    """One cell on its GPUs from first to last step, by the planner's arithmetic of the grid; `distils`: from the cache."""
+def cell_seconds(setup: Setup, data: Data, grid: Grid, rates: Rates) -> float:
+    """A distilling cell on its GPUs from first to last step, by the planner's arithmetic of the grid."""
     plain, _ = step_seconds(setup, data.row_tokens, rates)
     rows_per_step = max(1, round(grid.step_tokens / data.row_tokens))
     runs = runs_of_grid(
-        int(distils),
+        1,
         0,
-        int(not distils),
+        0,
         0,
         num_rows=data.num_rows,
         num_steps=0,
@@ -182,7 +178,7 @@ def break_even_epochs(setup: Setup, data: Data, grid: Grid, rates: Rates) -> flo
     capture = capture_seconds(setup.model, data, rates, 1)
     steps = data.num_tokens / grid.step_tokens
     plain, _ = step_seconds(setup, data.row_tokens, rates)
-    online = plain + online_seconds(setup, data.row_tokens, rates)
+    online, _ = step_seconds(replace(setup, has_online_teacher=True), data.row_tokens, rates)
     cached = plain * min(rates.distilling_over_plain, GOAL.distilling_over_plain)
     return break_even(capture, steps * setup.num_gpus * online, steps * setup.num_gpus * cached)
 

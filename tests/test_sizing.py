@@ -19,7 +19,7 @@ from benchmarks.sizing_checks import (
 from benchmarks.sizing_layout import GB, Machine, choose_layout, fits, run_hours
 from benchmarks.sizing_memory import Setup, gpu_memory, plain_head_bytes, state_bytes
 from benchmarks.sizing_models import MODELS, Architecture
-from benchmarks.sizing_work import CONSERVATIVE, DATA, GOAL, Data, Evaluation, Grid, break_even_epochs, step_traffic
+from benchmarks.sizing_work import CONSERVATIVE, DATA, GOAL, Data, Evaluation, Grid, break_even_epochs, step_seconds, step_traffic
 from components.artifacts import ROOT
 
 MODEL = MODELS["llama-3.2-1b"]
@@ -155,3 +155,9 @@ def test_the_page_says_what_the_command_says(capsys: pytest.CaptureFixture[str],
     assert len(printed) > 40
     missing = [line for line in [*printed, *larger[:20]] if line not in written]
     assert missing == [], "make docs/sizing.md anew: python -m benchmarks.sizing"
+
+
+def test_recomputing_and_an_online_teacher_each_cost_about_a_forward_pass() -> None:
+    plain, _ = step_seconds(Setup(MODEL), 389, GOAL)
+    for changes in ({"is_checkpointed": True}, {"has_online_teacher": True}):
+        assert 1.2 < step_seconds(replace(Setup(MODEL), **changes), 389, GOAL)[0] / plain < 1.34
