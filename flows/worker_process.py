@@ -22,9 +22,19 @@ def end_with_worker() -> None:
     def watch() -> None:
         while workers[0].is_running():
             time.sleep(POLL_SECONDS)
+        drop_output()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-worker", daemon=True).start()
+
+
+def drop_output() -> None:
+    """Nobody reads our output any more, and rich (Prefect's log on the console) ends the process at a broken pipe: before Prefect
+    has told the server of the crash."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def find_ancestors() -> list[Process]:

@@ -4,19 +4,11 @@ The server is real: one `prefect server start` on loopback for all tests that ne
 """
 
 import http.server
-import json
-import os
-import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -25,132 +17,8 @@ import pytest
 from flows.pipeline import ask_server
 from flows.run_artifacts import render_methods
 from flows.warm_start import Process
-
-ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["prepare", "train@a", "train@b", "compare", "register"]
-DVC_YAML = f"""
-vars:
-  - python: {sys.executable} stage.py
-stages:
-  prepare:
-    cmd: ${{python}} prepare artifacts/base
-    deps: [source]
-    params: [num_rows]
-    outs: [artifacts/base]
-  train:
-    matrix:
-      name: [a, b]
-    cmd: ${{python}} ${{item.name}} artifacts/model-${{item.name}}
-    deps: [artifacts/base]
-    params: [fail, nap]
-    outs:
-      - artifacts/model-${{item.name}}
-  compare:
-    cmd: ${{python}} compare artifacts/report/metrics.json
-    deps: [artifacts/model-a, artifacts/model-b]
-    metrics:
-      - artifacts/report/metrics.json:
-          cache: false
-  register:
-    cmd: ${{python}} register registered
-    deps: [artifacts/report/metrics.json]
-    outs: [registered]
-"""
-STAGE = """
-import os, pathlib, sys, time
-name, out = sys.argv[1:]
-params = dict(line.split(": ") for line in open("params.yaml").read().splitlines())
-print("hello from", name, "with", [name for name in os.environ if name.startswith("PREFECT")])
-for percent in (0, 50, 100):
-    print(f"\\\\r{percent:3}%|", end="", file=sys.stderr)
-print(file=sys.stderr)
-if name == params["fail"]:
-    sys.exit("error: no rows in source\\\\nPut some there.")
-if name == params["nap"]:
-    open("napping", "w").write(str(os.getpid()))
-    time.sleep(120)
-text = '{"base": {"accuracy": 0.5}, "sft": {"accuracy": 0.98765, "ece": 0.1}}' if name == "compare" else name + params["num_rows"]
-pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
-pathlib.Path(out).write_text(text)
-""".replace("\\\\", "\\")
-
-
-class Repository:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def set(self, **params: object) -> None:
-        values = {"fail": "none", "nap": "none", "num_rows": 1, **params}
-        (self.root / "params.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
-
-    def start(self, *words: str, url: str | None = None, code: str | None = None) -> subprocess.Popen[str]:
-        """`python -m flows.pipeline`, or the code, in the repository; with the server's URL if there is one."""
-        dropped = ("PREFECT_", "DVC_", "BALLAST_")
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-        environ |= {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.root / "prefect-home")}
-        environ |= {"PREFECT_API_URL": url} if url else {}
-        command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "flows.pipeline", *words]
-        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=self.root, env=environ, **streams)
-
-    def run(self, *words: str, **options: Any) -> tuple[int, str]:
-        process = self.start(*words, **options)
-        out, _ = process.communicate()
-        return process.returncode, out
-
-    def napper(self) -> int:
-        """The pid of the stage that naps, once it does."""
-        assert until(lambda: (self.root / "napping").exists() and (self.root / "napping").read_text())
-        return int((self.root / "napping").read_text())
-
-
-def until(is_so: Callable[[], Any], seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not is_so() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(is_so())
-
-
-def outcomes(out: str) -> dict[str, str]:
-    """Stage and state, from the table at the end."""
-    return {stage: state for state, stage in re.findall(r"^(\w[\w ]*?) +[\d.]+ s  (\S+)$", out, re.MULTILINE)}
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    return make_repository(tmp_path / "fresh", monkeypatch)
-
-
-def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    from dvc.repo import Repo
-
-    root.mkdir()
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    Repo.init(str(root)).close()
-    for name, text in {"dvc.yaml": DVC_YAML, "stage.py": STAGE, "source": "rows"}.items():
-        (root / name).write_text(text)
-    repository = Repository(root)
-    repository.set()
-    return repository
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    """A repository where everything is up to date; to be copied."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        repository = make_repository(tmp_path_factory.mktemp("pipeline") / "finished", monkeypatch)
-        code, out = repository.run()
-        assert code == 0, out
-        repository.first_output = out  # type: ignore[attr-defined]
-        yield repository
-
-
-@pytest.fixture
-def repo(finished: Repository, tmp_path: Path) -> Repository:
-    shutil.copytree(finished.root, tmp_path / "copy")
-    return Repository(tmp_path / "copy")
-
+from tests.flows.toy_pipeline import ROOT, STAGES, Repository, outcomes, until
+from tests.prefect_server import FlowRun, free_port
 
 # ---- without a server ----
 
@@ -258,12 +126,6 @@ def test_a_dvc_repro_at_work_is_told_as_such(repo: Repository) -> None:
 # ---- the server ----
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def silent_url() -> Iterator[str]:
     """Something that accepts connections and never answers."""
@@ -307,74 +169,6 @@ def test_only_what_answers_like_prefect_is_taken_for_it() -> None:
 def test_the_table_of_methods_has_a_row_for_each_metric() -> None:
     table = render_methods({"base": {"nll": 1.23456}, "sft": {"nll": 1, "ece": 0.1}})
     assert table == "| metric | base | sft |\n| --- | ---: | ---: |\n| nll | 1.235 | 1 |\n| ece |  | 0.1 |"
-
-
-@pytest.fixture(scope="session")
-def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a real server on loopback, which ends with the tests."""
-    home, port = tmp_path_factory.mktemp("prefect-server"), free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environ |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": url, "DO_NOT_TRACK": "true"}
-    environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(command, env=environ, cwd=home, stdout=log, stderr=log, start_new_session=True)
-    try:
-        if not until(lambda: server.poll() is not None or not ask_server(url), seconds=60) or server.poll() is not None:
-            pytest.fail(f"the server did not start:\n{(home / 'log').read_text()}")
-        yield url
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if server.poll() is None:
-                os.killpg(server.pid, number)
-                until(lambda: server.poll() is not None, seconds=10)
-
-
-class FlowRun:
-    """What the server knows of the flow run that this output is of. Task runs and logs arrive some seconds after its end."""
-
-    def __init__(self, api_url: str, out: str) -> None:
-        found = re.search(r"/runs/flow-run/([0-9a-f-]{36})", out)
-        assert found, out
-        self.api_url, self.id = api_url, found[1]
-        self.of_this_run = {"flow_runs": {"id": {"any_": [self.id]}}}
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.api_url}/{path}", content, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
-
-    def state(self) -> tuple[str, str]:
-        state = self.ask(f"flow_runs/{self.id}")["state"]
-        return state["name"], state["message"]
-
-    def tasks(self, num_expected: int) -> dict[str, str]:
-        found: dict[str, str] = {}
-
-        def have_come() -> bool:
-            found.update({task["name"]: task["state_name"] for task in self.ask("task_runs/filter", self.of_this_run)})
-            return len(found) == num_expected and not {"Pending", "Running"}.intersection(found.values())
-
-        until(have_come, seconds=15)
-        return found
-
-    def log(self, has_come: str) -> str:
-        query = {"logs": {"flow_run_id": {"any_": [self.id]}}, "sort": "TIMESTAMP_ASC"}
-        text = ""
-
-        def is_there() -> bool:
-            nonlocal text
-            text = "\n".join(line["message"] for line in self.ask("logs/filter", query))
-            return has_come in text
-
-        until(is_there, seconds=15)
-        return text
-
-    def artifacts(self) -> dict[str, Any]:
-        found = {artifact["key"]: artifact["data"] for artifact in self.ask("artifacts/filter", self.of_this_run)}
-        return {key: json.loads(data) if key == "stages" else data for key, data in found.items()}
 
 
 @pytest.mark.prefect
