@@ -1,11 +1,11 @@
-"""Runs whose processes are all gone are marked Crashed: by an automation of the server's while it is up, by a sweep after its start.
+"""Runs whose processes are all gone are marked Crashed: by an automation while the server is up, by a sweep after its start.
 
     python -m flows.crash_detection --since 2026-11-28T17:00:00+00:00     # the sweep; `make up` starts it after the server
 
-A flow run sends a heartbeat every 30 s, the least that Prefect allows. A killed flow process is told by its worker within a second;
-heartbeats are for when nobody is left to tell: a power cut, a lost machine. While the server itself is down it hears no heartbeat,
-and would take every run for dead when it comes back: so its open waits are dropped at its start (infra/local_stack), and the sweep
-looks who has been heard since.
+A flow run sends a heartbeat every 30 s, the least that Prefect allows. Of a killed flow process its worker tells within a second;
+heartbeats are for when nobody is left to tell: a power cut, a lost machine. While the server itself is down it hears nobody,
+and would take every run for dead when it comes back: so its open waits are dropped at its start (infra/local_stack), and the
+sweep looks who has been heard since.
 """
 
 import argparse
@@ -30,7 +30,7 @@ HEARTBEAT_SECONDS = 30
 """PREFECT_FLOWS_HEARTBEAT_FREQUENCY in infra/prefect/work_pools; Prefect raises anything less to this."""
 SILENCE_SECONDS = 50
 """A heartbeat may be late by 20 s; and with 5 s between two looks of the server's, a dead run is marked within 55 s."""
-MESSAGE = f"No heartbeat for {SILENCE_SECONDS} s: the worker and the run's processes are gone. What the stages have made is kept; retry it."
+MESSAGE = f"No heartbeat for {SILENCE_SECONDS} s: the worker and the run's processes are gone. What the stages have made is kept."
 
 
 def apply_automation(client: "SyncPrefectClient") -> None:

@@ -2,9 +2,9 @@
 
     python -m flows.deployments       # to the server at PREFECT_API_URL; as often as you like
 
-A deployment is flow/where: `pipeline/cpu`, `promote/cpu`, `rollback/cpu`, and `stage/<pool>` for every work pool. Its entry point is
-a module (`flows.pipeline.pipeline`), and a worker imports it in the folder in which it was started: every machine runs the code of
-its own checkout, wherever it lies. docs/deployments.md.
+A deployment is flow/where: `pipeline/cpu`, `promote/cpu`, `rollback/cpu`, and `stage/<pool>` for every work pool. Its entry point
+is a module (`flows.pipeline.pipeline`), and a worker imports it in the folder in which it was started: every machine runs the
+code of its own checkout, wherever it lies. docs/deployments.md.
 """
 
 import argparse

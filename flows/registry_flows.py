@@ -1,6 +1,6 @@
 """The acts on the registry as flows with a form in Prefect's UI: `promote` and `rollback`, for their deployments.
 
-On the command line they are `make promote` and `make rollback` (flows/promote.py, flows/rollback.py), which do the work here, too.
+On the command line they are `make promote` and `make rollback` (flows/promote.py, flows/rollback.py), which do the work.
 A worker's machine does not know who has filled in the form: so the form asks.
 """
 
@@ -46,7 +46,7 @@ def _rollback(why: Why, who: Who) -> "State[dict[str, Any]]":
     return conclude(lambda: rollback(why=why, who=who))
 
 
-FORMS = {"promote": _promote, "rollback": _rollback}
+FORMS: "dict[str, Callable[..., State[dict[str, Any]]]]" = {"promote": _promote, "rollback": _rollback}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Processes that outlive the command which started them, and can be found again: by a record of pid and start time, and by a mark.
+"""Processes that outlive the command that started them, and are found again: by a record of pid and start time, and by a mark.
 
 Every process of the stack, and all that it starts, carries BALLAST_STACK=<state folder> in its environment. So nothing of ours is
 lost when a parent is killed, and nothing of anybody else's is ever touched: a pid alone may belong to a stranger after a reboot.

@@ -1,10 +1,10 @@
 """What the stack on one machine consists of: the commands and environments of two servers and the workers.
 
-    service      listens on                     keeps its state in
+    service      listens on                        keeps its state in
     prefect      BALLAST_HOST:BALLAST_PREFECT_PORT   .work/stack/prefect/prefect.db
     mlflow       BALLAST_HOST:BALLAST_MLFLOW_PORT    mlruns/mlflow.db, mlruns/artifacts
-    worker-cpu   nothing                        nothing
-    worker-gpu   nothing                        nothing; one for each GPU of BALLAST_GPUS
+    worker-cpu   nothing                           nothing
+    worker-gpu   nothing                           nothing
 
 Everything listens on loopback. Another BALLAST_HOST is refused unless both servers ask for a password (docs/security.md).
 """
@@ -12,7 +12,6 @@ Everything listens on loopback. Another BALLAST_HOST is refused unless both serv
 import ipaddress
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from components.artifacts import ROOT
 from components.errors import ParamsError
 from components.params import load_params
+from flows.gpu_lease import visible_gpus
 from flows.stage_runner import QUIET
 from infra.local_stack.ports import ANYWHERE
 from infra.local_stack.processes import Record
@@ -35,7 +35,6 @@ PORT_VARIABLES = {"prefect": "BALLAST_PREFECT_PORT", "mlflow": "BALLAST_MLFLOW_P
 DEFAULT_PORTS = {"prefect": 4200, "mlflow": 5000}
 BESIDE_STAGES = 2
 """Runs of the pool cpu that are no stages: the pipeline, which waits for stages that may be sent there, and a promotion."""
-NAME_LOOKUP_SECONDS = 5.0
 
 
 class Settings(NamedTuple):
@@ -158,37 +157,17 @@ def describe_mlflow(settings: Settings, environ: Mapping[str, str]) -> Service:
     return Service("mlflow", command, {**without_client, **quiet}, settings.url("mlflow"))
 
 
-def describe_workers(pool: str, environ: Mapping[str, str]) -> list[Service]:
-    """The workers of a pool on this machine; `environ` is a client's. A worker of a GPU pool sees its own GPUs only."""
-    if "gpu" not in pool.split("-"):
-        return [describe_worker(pool, WORKER + pool, _num_at_once(pool) + BESIDE_STAGES, environ)]
-    groups = find_gpus(environ)
-    if not groups:
-        return [describe_worker(pool, WORKER + pool, 1, environ)]
-    names = {group: f"{WORKER}{pool}-{group.replace(',', '-')}" for group in groups}
-    return [describe_worker(pool, names[group], 1, {**environ, "CUDA_VISIBLE_DEVICES": group}) for group in groups]
+def describe_worker(pool: str, environ: Mapping[str, str]) -> Service:
+    """The worker of a pool on this machine; `environ` is a client's.
 
-
-def describe_worker(pool: str, name: str, limit: int, environ: Mapping[str, str]) -> Service:
-    seconds = {
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-    }
+    A GPU pool's takes as many stages at once as the machine has GPUs, and flows.gpu_lease gives each its own.
+    """
+    limit = max(1, len(visible_gpus())) if "gpu" in pool.split("-") else _num_at_once(pool) + BESIDE_STAGES
+    polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_WORKER_HEARTBEAT_SECONDS": "10"}
+    heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # it overrides what the pool says, see flows.crash_detection
     command = [sys.executable, "-m", "infra.local_stack.worker", "--pool", pool, "--limit", str(limit)]
-    command += ["--name", f"{name.removeprefix(WORKER)}@{socket.gethostname()}", "--no-create-pool-if-not-found"]
-    return Service(name, command, {**seconds, **environ})
-
-
-def find_gpus(environ: Mapping[str, str]) -> list[str]:
-    """BALLAST_GPUS, one word a worker (`0 1`: two workers; `0,1`: one that has both); without it every GPU gets a worker."""
-    if "BALLAST_GPUS" in environ:
-        return environ["BALLAST_GPUS"].split()
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=NAME_LOOKUP_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(index) for index, line in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
+    command += ["--name", f"{pool}@{socket.gethostname()}", "--no-create-pool-if-not-found"]
+    return Service(WORKER + pool, command, {**polling, **heartbeat, **environ})
 
 
 def _num_at_once(pool: str) -> int:

@@ -22,13 +22,12 @@ from infra.local_stack.services import (
     PORT_VARIABLES,
     SERVERS,
     STATE,
-    WORKER,
     Service,
     Settings,
     client_environ,
     describe_mlflow,
     describe_prefect,
-    describe_workers,
+    describe_worker,
     read_settings,
 )
 
@@ -62,7 +61,7 @@ def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         apply_deployments(client, say)
         if "prefect" in (service.name for service in missing):
             start_sweep(client)
-        start_workers([worker for pool in POOLS for worker in describe_workers(pool, client)], say)
+        start_workers([describe_worker(pool, client) for pool in POOLS], say)
         say(describe_addresses(settings))
 
 
@@ -77,7 +76,7 @@ def start_pool(pool: str, environ: Mapping[str, str], say: Callable[[str], None]
             f"no Prefect server answers at PREFECT_API_URL={environ['PREFECT_API_URL']}; on its machine: make stack"
         )
     with hold_lock():
-        start_workers(describe_workers(pool, client_environ(environ, prefect, environ["MLFLOW_TRACKING_URI"])), say)
+        start_workers([describe_worker(pool, client_environ(environ, prefect, environ["MLFLOW_TRACKING_URI"]))], say)
 
 
 def down(say: Callable[[str], None]) -> None:
@@ -195,7 +194,7 @@ def apply_deployments(client: Mapping[str, str], say: Callable[[str], None]) -> 
 
 
 def drop_open_waits() -> None:
-    """Forget for which heartbeats the server waited when it went down: it would take their silence for a crash (flows.crash_detection)."""
+    """Forget which heartbeats the server waited for: it would take its own absence for theirs (flows.crash_detection)."""
     database = STATE / "prefect" / "prefect.db"
     if database.exists():
         with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:

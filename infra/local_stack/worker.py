@@ -2,9 +2,10 @@
 
     python -m infra.local_stack.worker --pool gpu --limit 1      # arguments of `prefect worker start`
 
-Prefect's worker alone, told to stop (SIGTERM: `make down`, systemd, a preempted machine), kills its flow processes within 0.1 s, and
-their runs stay `Running` on the server. So this parent gets the signal in its place, passes it on to the flow processes, waits
-until they have written what they have to and told the server, and only then lets the worker go. Killed itself, it takes all along.
+Prefect's worker alone, told to stop (SIGTERM: `make down`, systemd, a preempted machine), kills its flow processes within 0.1 s,
+and their runs stay `Running` on the server. So this parent gets the signal in its place, passes it on to the flow processes,
+waits until they have written what they have to and told the server, and only then lets the worker go. Killed itself, it takes
+the worker along.
 """
 
 import ctypes
