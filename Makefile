@@ -52,6 +52,23 @@ gate: $(INSTALLED) ## what the gate says of the candidate (exit code of make: 2 
 	@cat artifacts/report/gate.md
 	@exit $$($(BIN)/python -c 'import json; print(json.load(open("artifacts/report/gate.json"))["exit_code"])')
 
+# Prefect, MLflow and their workers on this machine: infra/README.md. BALLAST_PREFECT_PORT, BALLAST_MLFLOW_PORT: other ports.
+.PHONY: up stack down worker deploy
+up: $(INSTALLED) ## start Prefect, MLflow and workers here, or what of them does not run
+	@$(BIN)/python -m infra.local_stack up
+
+stack: $(INSTALLED) ## what of them runs
+	@$(BIN)/python -m infra.local_stack status || true
+
+down: $(INSTALLED) ## end them; histories, runs and models stay
+	@$(BIN)/python -m infra.local_stack down
+
+worker: $(INSTALLED) ## start the workers of a pool for servers elsewhere: POOL=gpu, with PREFECT_API_URL and MLFLOW_TRACKING_URI set
+	@$(BIN)/python -m infra.local_stack worker "$(or $(POOL),gpu)"
+
+deploy: $(INSTALLED) ## bring pools and deployments to the server at PREFECT_API_URL
+	@$(BIN)/python -m flows.deployments
+
 .PHONY: install
 install: $(INSTALLED) ## only create .venv from requirements.lock
 
