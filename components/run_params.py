@@ -28,8 +28,8 @@ class RoutingParams(Section):
     num_retries: Annotated[int, Field(ge=0)] = 2
     """Of a stage that was lost (its worker died, it was killed or preempted); one that failed by itself would fail again."""
     retry_delay_seconds: Annotated[float, Field(ge=0.0)] = 10.0
-    pools: dict[PoolName, PoolParams] = {}
-    stages: dict[StageName, PoolName] = {}
+    pools: dict[PoolName, PoolParams] = Field(default_factory=dict)
+    stages: dict[StageName, PoolName] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _every_pool_is_described(self) -> Self:
