@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.flows.small_graph import make_graph
 from tests.flows.toy_pipeline import Repository, make_repository
 from tests.prefect_server import prefect_server
 
@@ -37,3 +38,9 @@ def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a real server on loopback, which ends with the tests."""
     with prefect_server(tmp_path_factory.mktemp("prefect-server")) as url:
         yield url
+
+
+@pytest.fixture
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small graph that has never run; the current folder."""
+    return make_graph(tmp_path, monkeypatch)
