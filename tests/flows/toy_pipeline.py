@@ -85,7 +85,7 @@ class Repository:
 
     def napper(self) -> int:
         """The pid of the stage that naps, once it does."""
-        assert until(lambda: (self.root / "napping").exists() and (self.root / "napping").read_text())
+        assert until(lambda: (self.root / "napping").exists() and (self.root / "napping").read_text(), seconds=120)
         return int((self.root / "napping").read_text())
 
 
