@@ -19,6 +19,7 @@ from typing import Any
 from components.artifacts import COSTS, ROOT, WORK, write_json
 from components.errors import BallastError, ParamsError
 from components.params import Params, load_params
+from flows.prefect_access import access_errors
 from flows.warm_start import die_with_parent, run_warm
 
 StageFunction = Callable[..., dict[str, Any]]
@@ -56,7 +57,11 @@ def run_here(function: StageFunction, cell: list[str]) -> int:
     started = time.perf_counter()
     try:
         arguments = bind_arguments(function, cell, checked_params())
-        result = tracked(function, cell)(**arguments) if os.environ.get("PREFECT_API_URL") else function(**arguments)
+        if url := os.environ.get("PREFECT_API_URL"):
+            with access_errors(url):
+                result = tracked(function, cell)(**arguments)
+        else:
+            result = function(**arguments)
     except BallastError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
