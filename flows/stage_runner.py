@@ -19,6 +19,7 @@ from typing import Any
 from components.artifacts import COSTS, ROOT, WORK, write_json
 from components.errors import BallastError, ParamsError
 from components.params import Params, load_params
+from components.plain_names import plain_name
 from flows.prefect_access import access_errors
 from flows.warm_start import die_with_parent, run_warm
 
@@ -89,7 +90,8 @@ def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> 
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             arguments[name] = getattr(params, name)
         elif words:
-            arguments[name] = _number(name, words.pop(0)) if parameter.annotation is int else words.pop(0)
+            word = words.pop(0)
+            arguments[name] = _number(name, word) if parameter.annotation is int else plain_name(word, "the command line")
         elif parameter.default is inspect.Parameter.empty:
             raise ParamsError(f"flows.{function.__name__} needs {name}: python -m flows.{function.__name__} <{name}>")
     if words:
