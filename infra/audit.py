@@ -2,9 +2,9 @@
 
     .venv/bin/python -m infra.audit [LOCK ...]       # all of them by default
 
-Exit code 0: none known. 1: at least one (listed). 3: nobody could be asked, which says nothing about the packages. pip-audit runs in
-an environment of its own, made by uv; it asks PyPI, or OSV with AUDIT_SERVICE=osv. It calls a package that the service does
-not know "skipped", and ends well: so a release with well known faults is asked as well, and must be found.
+Exit code 0: none known. 1: at least one (listed). 3: nobody could be asked, which says nothing about the packages. pip-audit
+runs in an environment of its own, made by uv; it asks PyPI, or OSV with AUDIT_SERVICE=osv. A package that the service does not
+know it calls "skipped", and ends well: so a release with well known faults is asked as well, and must be found.
 """
 
 import json
@@ -47,7 +47,7 @@ def main() -> int:
     except NotAskedError as error:
         print(f"error: {error}\nNothing was audited. Run it where the service can be reached: make audit", file=sys.stderr)
         return NOT_ASKED
-    left = [fault for fault in faults if not {fault.id, *fault.aliases} & allowed.keys()]
+    left = [fault for fault in faults if not {(fault.package, name) for name in (fault.id, *fault.aliases)} & allowed.keys()]
     for fault in left:
         fix = f"fixed in {', '.join(fault.fixed_in)}" if fault.fixed_in else "no release mends it"
         print(f"{fault.package} {fault.version}: {fault.id} ({', '.join(fault.aliases)}), {fix}")
@@ -114,15 +114,15 @@ def judge(told: Sequence[Mapping[str, Any]]) -> tuple[list[Fault], list[str]]:
     return sorted(faults), sorted({one["name"] for one in told if "skip_reason" in one})
 
 
-def read_allowed(text: str, today: date) -> dict[str, str]:
-    """Id -> reason of the exceptions that still hold; one without reason or day is a fault of the file."""
+def read_allowed(text: str, today: date) -> dict[tuple[str, str], str]:
+    """(package, id) -> reason of the exceptions that still hold; one without reason or day is a fault of the file."""
     allowed = {}
     for entry in tomllib.loads(text).get("allowed", []):
         missing = {"id", "package", "reason", "until"} - entry.keys()
         if missing or not entry["reason"].strip() or not isinstance(entry["until"], date):
             raise SystemExit(f"error: {ALLOWED.name}: {entry.get('id', entry)} lacks {sorted(missing) or 'a reason and a day'}")
         if today < entry["until"]:
-            allowed[entry["id"]] = entry["reason"]
+            allowed[entry["package"].lower(), entry["id"]] = entry["reason"]
     return allowed
 
 

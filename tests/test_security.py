@@ -112,9 +112,9 @@ def test_every_model_and_tokenizer_is_loaded_with_remote_code_switched_off() -> 
         if path.relative_to(ROOT).parts[0] not in ("components", "flows"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and re.search(r"Auto\w+\.from_pretrained$", called(node)):
-                if not any(keyword.arg == "trust_remote_code" for keyword in node.keywords):
-                    silent.append((name_of(path), node.lineno))
+            is_load = isinstance(node, ast.Call) and re.search(r"Auto\w+\.from_pretrained$", called(node))
+            if is_load and not any(keyword.arg == "trust_remote_code" for keyword in node.keywords):
+                silent.append((name_of(path), node.lineno))
     assert silent == []
 
 
@@ -280,11 +280,26 @@ def test_a_name_in_params_cannot_lead_elsewhere_and_no_path_holds_a_zero_byte(tm
 
 
 OPEN_ADDRESS = re.compile(
-    r"--host[= ]0\.0\.0\.0|(?:host|HOST)[\"']?\s*[:=]\s*[\"']?0\.0\.0\.0|--host\s*[\"',]+\s*[\"']0\.0\.0\.0|\(\s*[\"']0\.0\.0\.0[\"']"
+    r"--host[= ]0\.0\.0\.0|(?:host|HOST)[\"']?\s*[:=]\s*[\"']?0\.0\.0\.0"
+    r"|--host\s*[\"',]+\s*[\"']0\.0\.0\.0|\(\s*[\"']0\.0\.0\.0[\"']"
 )
 BEHIND_A_PROXY = ("infra/compose", "infra/docker", "infra/kubernetes")
-"""A container's own loopback is nobody else's: inside they listen on all of its addresses, and ports are published on 127.0.0.1."""
+"""A container's own loopback is nobody else's: inside they listen on all its addresses, and ports are published on 127.0.0.1."""
 READ = {".py", ".sh", ".yaml", ".yml", ".json", ".toml", ".md", ".ini", ".env", ""}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mlflow server --host 0.0.0.0 --port 5000",
+        'command = ["--host", "0.0.0.0"]',
+        "PREFECT_SERVER_API_HOST=0.0.0.0",
+        "host: 0.0.0.0",
+        'server.bind(("0.0.0.0", 80))',
+    ],
+)
+def test_the_search_for_open_addresses_finds_each_form(line: str) -> None:
+    assert OPEN_ADDRESS.search(line)
 
 
 def test_no_server_that_we_start_or_tell_anybody_to_start_listens_to_the_network() -> None:
@@ -299,7 +314,7 @@ def test_no_server_that_we_start_or_tell_anybody_to_start_listens_to_the_network
 
 
 def test_a_command_that_starts_a_server_names_loopback_or_a_server_whose_default_it_is() -> None:
-    """`mlflow server` and `prefect server start` listen on 127.0.0.1 unless told otherwise; their --host must say nothing else."""
+    """`mlflow server` and `prefect server start` listen on 127.0.0.1 unless told otherwise; their --host says nothing else."""
     hosts = re.compile(r"(?:mlflow server|prefect server start)[^\n`]*--host[= ](\S+)")
     told = [
         (name_of(path), host) for path in FILES if path.suffix in READ for host in hosts.findall(path.read_text(errors="replace"))

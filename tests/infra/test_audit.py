@@ -39,7 +39,7 @@ def test_a_known_vulnerability_is_told_with_its_fix(
 
 
 def test_an_exception_needs_a_reason_and_ends_on_its_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert read_allowed(ENTRY, date(2027, 1, 30)) == {"CVE-1": "not reached: we call no parser"}
+    assert read_allowed(ENTRY, date(2027, 1, 30)) == {("thing", "CVE-1"): "not reached: we call no parser"}
     assert read_allowed(ENTRY, date(2027, 1, 31)) == {}
     for lacking in ("reason", "until"):
         text = "\n".join(line for line in ENTRY.splitlines() if not line.startswith(lacking))
@@ -49,7 +49,8 @@ def test_an_exception_needs_a_reason_and_ends_on_its_day(monkeypatch: pytest.Mon
 
 
 def test_an_exception_for_another_fault_allows_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert run(monkeypatch, tmp_path, [FAULT], ENTRY.replace("CVE-1", "CVE-2").replace("2027", "9999")) == VULNERABLE
+    for other in (ENTRY.replace("CVE-1", "CVE-2"), ENTRY.replace('"thing"', '"other"')):
+        assert run(monkeypatch, tmp_path, [FAULT], other.replace("2027", "9999")) == VULNERABLE
 
 
 @pytest.mark.parametrize("told", [[], [{**KNOWN, "vulns": []}], [{"name": CANARY[0], "skip_reason": "Dependency not found"}]])
