@@ -99,7 +99,7 @@ def parse(out: str, errors: str, service: str) -> list[dict[str, Any]]:
 
 def judge(told: Sequence[Mapping[str, Any]]) -> tuple[list[Fault], list[str]]:
     """Faults, and packages that the service does not know; refused as no answer where it does not know the canary's."""
-    known = {(one["name"].lower(), one.get("version")): one.get("vulns", []) for one in told if "skip_reason" not in one}
+    known = {(one["name"].lower(), str(one.get("version"))): one.get("vulns", []) for one in told if "skip_reason" not in one}
     if not known.get(CANARY):
         raise NotAskedError(
             f"the service answers, but knows no vulnerability of {' '.join(CANARY)}, which has several: a mirror without that "
