@@ -97,6 +97,11 @@ lint-types: $(INSTALLED_TEST)
 lint-floors: $(INSTALLED_TEST)
 	$(BIN)/lint-imports --no-cache
 
+# Exit code of `python -m infra.audit`: 1 vulnerable, 3 nobody could be asked (make itself ends with 2 for both).
+.PHONY: audit
+audit: $(BIN)/pip ## known vulnerabilities of what the lock files install (asks PyPI; AUDIT_SERVICE=osv: OSV)
+	@$(BIN)/python -m infra.audit
+
 .PHONY: dvc-deps
 dvc-deps: $(INSTALLED_TEST) ## write each stage's imports into dvc.yaml
 	$(BIN)/python -m infra.sync_dvc_deps

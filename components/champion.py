@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import WORK, publish_folder
 from components.errors import ModelError, TrackingError
+from components.plain_names import plain_name
 from components.promotion import CHAMPION, HISTORY_TAG, is_noted, note_hand_edit, parse_history
 from components.tracking_store import (
     PATIENCE_SECONDS,
@@ -57,7 +58,7 @@ def fetch_champion(champion: dict[str, Any]) -> Path:
     """A folder of links to the stored files where they lie on this machine, otherwise a download that is kept."""
     name, version = str(champion["name"]), str(champion["version"])
     who = f"The champion, version {version} of {name},"
-    target = FETCHED / str(champion["model_fingerprint"] or f"{name}-{version}")
+    target = FETCHED / plain_name(champion["model_fingerprint"] or f"{name}-{version}", f"the registry's tag of {who}")
     initialise_store()
     with tracking_errors(f"Fetching version {version} of {name}"):
         client = open_client()
@@ -142,6 +143,9 @@ def _hugging_face_files(stored: Path, who: str) -> dict[str, Path]:
     pickles = [path for path in sorted(stored.rglob("*")) if path.suffix in PICKLES]
     if pickles:
         raise ModelError(f"{who} holds {pickles[0]}: loading it would run what it says. Register it again from safetensors")
+    inside = stored.resolve()
+    if outside := [path for path in sorted(stored.rglob("*")) if not path.resolve().is_relative_to(inside)]:
+        raise ModelError(f"{who} holds {outside[0]}, a link that leads out of the stored model. Register it again")
     configured = next((folder for folder in (stored / "model", stored) if (folder / "config.json").is_file()), stored)
     tokenizer = stored / "components" / "tokenizer"
     folders = [folder for folder in (tokenizer, configured) if folder.is_dir()]

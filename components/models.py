@@ -23,6 +23,7 @@ from components.artifacts import (
 )
 from components.errors import ModelError, ParamsError
 from components.params import BaseModelParams, ComputeParams
+from components.plain_names import plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,6 +169,7 @@ def refuse_changed_base() -> None:
     description: dict[str, Any] = read_json(BASE_MODEL / DESCRIPTION, made_by="prepare_base")
     folder = base_folder()
     for name, before in description["files"].items():
+        plain_name(name, str(BASE_MODEL / DESCRIPTION))
         if name != "config.json" and not name.endswith(".safetensors"):
             continue
         now = fingerprint_file(folder / name) if (folder / name).exists() else "missing"

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from components.artifacts import ARTIFACTS, ROOT
 from components.data_params import DataContractParams, DataParams
 from components.errors import ParamsError
+from components.param_secrets import refuse_secrets
 from components.param_types import CellName, Count, Section, Weight
 from components.run_params import RoutingParams
 
@@ -348,17 +349,29 @@ class Params(Section):
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check params.yaml; every fault is named with its key and value."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing. Get the default back with: git checkout -- {path.name}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    except yaml.YAMLError as error:
+        refuse_secrets(path, text)
+        raise ParamsError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
+    refuse_secrets(path, text, raw)
     if not isinstance(raw, dict):
         raise ParamsError(f"{path} must be a mapping of sections, found {type(raw).__name__}")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise ParamsError(_explain(path, error)) from None
+
+
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    """Without the text around the fault, which may be a password."""
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+    return f"{getattr(error, 'problem', None) or type(error).__name__}{place}"
 
 
 def _explain(path: Path, error: ValidationError) -> str:

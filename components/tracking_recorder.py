@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from components.errors import InterruptedStageError
+from components.errors import InterruptedStageError, TrackingError
+from components.tracking_kept import describe_kept, is_kept_whole, make_run
 from components.tracking_models import Dataset, log_datasets, refer_to_model
 from components.tracking_parent import open_parent, set_running, source_tags
 from components.tracking_points import (
@@ -27,7 +29,15 @@ from components.tracking_points import (
     unsent_file,
     unsent_files,
 )
-from components.tracking_store import answers_in_time, initialise_store, open_client, store_errors, tracking_errors
+from components.tracking_store import (
+    answers_in_time,
+    initialise_store,
+    local_database,
+    open_client,
+    store_errors,
+    tracking_errors,
+    tracking_uri,
+)
 from components.tracking_system import SystemSampler
 
 if TYPE_CHECKING:
@@ -53,8 +63,8 @@ class RunRecorder:
     """One MLflow run of one training: `with RunRecorder(name, params, tags) as run: run.log(step, {"loss": 0.3})`.
 
     A run of the same name and `ballast.fingerprint` that did not end FINISHED is gone on with; what it holds is not sent twice.
-    With `lineage` it stands under the run of its pipeline. Entering needs the store (TrackingError within 10 s); from then on
-    nothing here raises or holds up the training.
+    With `lineage` it stands under the run of its pipeline. A server that does not answer or refuses us costs 10 s at most and one
+    warning, at the start too: then all is kept in a file. A local database that cannot be used is a TrackingError at the start.
     """
 
     def __init__(
@@ -78,12 +88,26 @@ class RunRecorder:
         self._points: list[Point] = []
         self._new_tags: dict[str, str] = {}
         self._has_model = False
+        self._kept: dict[str, Any] | None = None  # the header of a run that no server has
         self._known: dict[str, set[tuple[int, float]]] = {}
         self._warned = False
         self._adding, self._sending = threading.Lock(), threading.Lock()
         self._sender = threading.Thread(target=self.flush, daemon=True)
 
     def __enter__(self) -> Self:
+        try:
+            started_at = self._start()
+        except TrackingError as error:
+            if local_database(tracking_uri()) is not None:
+                raise
+            started_at = time.time() if self.run_id else self._keep_here(error)
+        self._last_flush = time.monotonic()
+        self._system = SystemSampler(self.log, started_at)
+        self._system.start()
+        return self
+
+    def _start(self) -> float:
+        """Begin the run, or go on with it; when it began, in seconds since 1970."""
         experiment = initialise_store()
         found = find_run(self.name, self._tags[FINGERPRINT_TAG]) if FINGERPRINT_TAG in self._tags else None
         with tracking_errors(f"Starting the run of {self.name}"):
@@ -94,11 +118,22 @@ class RunRecorder:
             self._open_run(experiment, found)
             send_params(self._client, self.run_id, self._params)
             log_datasets(self._client, self.run_id, self._datasets, "training")
-            started_at = self._client.get_run(self.run_id).info.start_time / 1000
-        self._last_flush = time.monotonic()
-        self._system = SystemSampler(self.log, started_at)
-        self._system.start()
-        return self
+            return float(self._client.get_run(self.run_id).info.start_time / 1000)
+
+    def _keep_here(self, error: TrackingError) -> float:
+        """No run, only a file of this machine: written again at every flush, so that a killed training leaves its curve."""
+        self._kept = describe_kept(self.name, self._params, self._tags, self._lineage, self._datasets)
+        self.run_id = self.parent_id = ""
+        self._new_tags, self._points = {}, []
+        path = self._write_kept()
+        logger.warning("%s. This training is recorded in %s; send it later: python -m components.tracking", error, path)
+        return float(self._kept["start_time"] / 1000)
+
+    def _write_kept(self) -> Path:
+        assert self._kept is not None
+        with self._adding:
+            header, points = {**self._kept, "tags": dict(self._new_tags)}, list(self._points)
+        return keep_unsent(header, points)
 
     def _open_run(self, experiment: str, found: str | None) -> None:
         self._resumed = found is not None and self._client.get_run(found).info.status != "FINISHED"
@@ -132,6 +167,10 @@ class RunRecorder:
     def flush(self) -> bool:
         """Send what is buffered; False when the store did not take it all (the rest stays buffered)."""
         try:
+            if self._kept is not None:
+                with self._sending:
+                    self._write_kept()
+                return False
             self._send_all()
         except store_errors() as error:
             if not self._warned:
@@ -161,6 +200,10 @@ class RunRecorder:
         stopped = (KeyboardInterrupt, SystemExit, InterruptedStageError)
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, stopped) else "FAILED"
         header = {"run_id": self.run_id, "status": status, "end_time": time.time_ns() // 1_000_000, "has_model": self._has_model}
+        if self._kept is not None:
+            self._kept = {**self._kept, **header, "run_id": self._kept["run_id"]}
+            self.flush()
+            return
 
         def finish() -> None:
             self._send_all()
@@ -194,7 +237,9 @@ def send_unsent() -> int:
         points, header = read_unsent(path)
         with tracking_errors(f"Sending {path}"):
             client = open_client()
-            if not client.search_runs([experiment], f"attributes.run_id = '{header['run_id']}'", max_results=1):
+            if is_kept_whole(header):
+                header = {**header, "run_id": make_run(client, experiment, header)}
+            elif not client.search_runs([experiment], f"attributes.run_id = '{header['run_id']}'", max_results=1):
                 logger.warning("%s belongs to a run that this store does not have. Remove it if that store is gone", path)
                 continue
             send_points(client, header["run_id"], points, header["tags"])

@@ -6,6 +6,7 @@ MLflow is imported at first use, so that importing this module costs nothing.
 import fcntl
 import http.client
 import os
+import re
 import sqlite3
 import ssl
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from components.artifacts import ROOT, WORK
 from components.errors import TrackingError
@@ -35,10 +36,22 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+REFUSED = re.compile(r"error code (401|403)\b")
+"""A server with authentication: no account, or one that may not."""
 
 
 def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT}/mlruns/mlflow.db"
+    """Where the store is. A user and password in a server's address move to the variables that MLflow reads them from, too:
+    MLflow prints and records the address it was given.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT}/mlruns/mlflow.db"
+    credentials, separator, _ = urlsplit(uri).netloc.rpartition("@")
+    if not separator or not uri.startswith(("http://", "https://")):
+        return uri
+    for name, value in zip(("USERNAME", "PASSWORD"), credentials.partition(":")[::2], strict=True):
+        os.environ.setdefault(f"MLFLOW_TRACKING_{name}", unquote(value))
+    uri = os.environ["MLFLOW_TRACKING_URI"] = uri.replace(f"{credentials}@", "", 1)
+    return uri
 
 
 def open_client(uri: str | None = None) -> "MlflowClient":
@@ -61,6 +74,8 @@ def tracking_errors(doing: str) -> Iterator[None]:
         repair = "Close what holds the database, see that its folder can be written, or name another store: MLFLOW_TRACKING_URI"
         if local_database(tracking_uri()) is None:
             repair = "Start that server (infra/README.md), or unset MLFLOW_TRACKING_URI to use the local store"
+        if REFUSED.search(reason):
+            repair = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that may do this (docs/security.md)"
         raise TrackingError(
             f"{doing}: the MLflow store {_without_password(tracking_uri())} cannot be used ({reason}). {repair}"
         ) from error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from flows.child_process import run_child
 from flows.dvc_graph import LOCK_ERRORS, Outcome, Stage, find_root
 from flows.gpu_lease import hold_gpus
+from flows.redaction import redact
 from flows.routing import num_gpus
 
 MAX_ERROR_LINES = 15
@@ -56,7 +57,8 @@ def reproduce(
     command = [sys.executable, "-m", "dvc", "repro", *options, "--single-item", address]
     while True:
         lines: deque[str] = deque(maxlen=200)
-        code = run_child(command, _keep_and_pass_on(lines, on_line), stage_environ(environ), held_files, stopping=stopping)
+        on_clean_line = _redacted(_keep_and_pass_on(lines, on_line), {**os.environ, **(environ or {})})
+        code = run_child(command, on_clean_line, stage_environ(environ), held_files, stopping=stopping)
         if code == 0 or time.monotonic() > end or not any(REPOSITORY_LOCK in line for line in lines):
             return read_outcome(address, list(lines), code)
         on_line("DVC's lock is taken; asking again")
@@ -98,6 +100,11 @@ def describe_failure(lines: list[str], code: int) -> str:
     if len(words) > MAX_ERROR_LINES:  # the last words of a traceback matter most
         words = ["…", *words[-MAX_ERROR_LINES:]]
     return "\n".join([*(words or dvc_words), f"(exit code {exit_code[1] if exit_code else code})"])
+
+
+def _redacted(on_line: Callable[[str], None], environ: Mapping[str, str]) -> Callable[[str], None]:
+    """What a stage prints is kept in Prefect's database, for all who can see the page: without the secrets of its environment."""
+    return lambda line: on_line(redact(line, environ))
 
 
 def _keep_and_pass_on(lines: deque[str], on_line: Callable[[str], None]) -> Callable[[str], None]:

@@ -26,6 +26,7 @@ from components.run_params import HERE
 from flows.dvc_graph import Outcome, Stage, find_root, read_stages
 from flows.dvc_stage import run_stage
 from flows.pipeline_lock import hold_lock
+from flows.prefect_access import access_errors
 from flows.routing import read_routing
 from flows.schedule import find_settled, is_good, run_stages, summarise
 from flows.stage_runner import QUIET
@@ -93,7 +94,8 @@ def run_tracked(targets: Sequence[str], here: bool) -> int:
     import httpx  # comes with Prefect
 
     try:
-        state = make_flow()(list(targets), here, return_state=True)
+        with access_errors(url):
+            state = make_flow()(list(targets), here, return_state=True)
     except httpx.TransportError as error:
         raise BallastError(
             f"the Prefect server at {url} went away ({error}). What the stages have made is in dvc.lock; the same command goes on"

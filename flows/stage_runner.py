@@ -19,6 +19,8 @@ from typing import Any
 from components.artifacts import COSTS, ROOT, WORK, write_json
 from components.errors import BallastError, ParamsError
 from components.params import Params, load_params
+from components.plain_names import plain_name
+from flows.prefect_access import access_errors
 from flows.warm_start import die_with_parent, run_warm
 
 StageFunction = Callable[..., dict[str, Any]]
@@ -56,7 +58,11 @@ def run_here(function: StageFunction, cell: list[str]) -> int:
     started = time.perf_counter()
     try:
         arguments = bind_arguments(function, cell, checked_params())
-        result = tracked(function, cell)(**arguments) if os.environ.get("PREFECT_API_URL") else function(**arguments)
+        if url := os.environ.get("PREFECT_API_URL"):
+            with access_errors(url):
+                result = tracked(function, cell)(**arguments)
+        else:
+            result = function(**arguments)
     except BallastError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -84,7 +90,8 @@ def bind_arguments(function: StageFunction, cell: list[str], params: Params) -> 
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             arguments[name] = getattr(params, name)
         elif words:
-            arguments[name] = _number(name, words.pop(0)) if parameter.annotation is int else words.pop(0)
+            word = words.pop(0)
+            arguments[name] = _number(name, word) if parameter.annotation is int else plain_name(word, "the command line")
         elif parameter.default is inspect.Parameter.empty:
             raise ParamsError(f"flows.{function.__name__} needs {name}: python -m flows.{function.__name__} <{name}>")
     if words:

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from functools import cache
 
-from components.data_contract.spans import Span
+from components.text_spans import Span
 
 _BIDI_OPENERS, _BIDI_CLOSERS = "\u202a\u202b\u2066\u2067\u2068", "\u202c\u2069"
 _OVERRIDES = "\u202d\u202e"

@@ -17,8 +17,8 @@ from components.data_contract.languages import language_of
 from components.data_contract.near_duplicates import band_hashes, shingles
 from components.data_contract.overlap import DEFAULT_N, OverlapIndex, unit_hashes, units
 from components.data_contract.personal_data import find_personal_data
-from components.data_contract.secrets_in_text import find_secrets
-from components.data_contract.spans import Span
+from components.secrets_in_text import find_secrets
+from components.text_spans import Span
 
 Turns = list[list[str]]
 MAX_FINDINGS = 100

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
-from components.data_contract.spans import Rule, Span, apart
+from components.text_spans import Rule, Span, apart
 
 _PLACEHOLDER_DOMAIN = re.compile(
     r"(?:^|\.)(?:(?:example|test|invalid|localhost|local)(?:\.|$)"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from components.data_contract.personal_data import find_personal_data
-from components.data_contract.secrets_in_text import find_secrets
 from components.data_preparation.card_sizes import RowSizes
 from components.data_preparation.drawn_rows import DrawnRows
 from components.data_preparation.findings import Findings, is_listed
 from components.data_preparation.splits import TRAIN
+from components.secrets_in_text import find_secrets
 
 MAX_EXAMPLES = 6
 MAX_EXAMPLES_OF_SOURCE = 2

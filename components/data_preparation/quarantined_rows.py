@@ -16,10 +16,10 @@ from components.data.faults import FaultKind
 from components.data.file_blocks import Block, read_block
 from components.data_contract.personal_data import find_personal_data
 from components.data_contract.quarantine import quarantine_line, reason_of_findings
-from components.data_contract.secrets_in_text import find_secrets
 from components.data_preparation.findings import kind_of_code
 from components.data_preparation.frames import row_ids
 from components.data_preparation.prepare import Prepared
+from components.secrets_in_text import find_secrets
 
 MAX_RAW_BYTES = 1 << 16
 """Of a row's own text."""

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from components.artifacts import EVALUATIONS, read_json, write_json, write_whole
 from components.errors import ArtifactError
+from components.plain_names import plain_name
 
 ITEM_COLUMNS = pa.schema(
     [
@@ -34,7 +35,7 @@ _SCHEMA = pa.schema([("set", pa.string()), *ITEM_COLUMNS])
 
 def write_evaluation(name: str, result: Mapping[str, Any], folder: Path | None = None) -> None:
     """Figures without items to <name>.json, items to <name>.parquet; each whole or not at all, the table first."""
-    folder = folder or EVALUATIONS
+    folder, name = folder or EVALUATIONS, plain_name(name, "an evaluation")
     sets: Mapping[str, Any] = result.get("sets", {})
     rows = [{"set": set_name, **item} for set_name, one in sets.items() for item in one["items"]]
     columns = [pa.array([row.get(column.name) for row in rows], type=column.type) for column in _SCHEMA]
@@ -49,7 +50,7 @@ def write_evaluation(name: str, result: Mapping[str, Any], folder: Path | None =
 
 def read_evaluation(name: str, made_by: str = "evaluate_ood", folder: Path | None = None) -> dict[str, Any]:
     """The evaluation of a model with its items; of a model that is not there `{"absent": <why>}`."""
-    folder = folder or EVALUATIONS
+    folder, name = folder or EVALUATIONS, plain_name(name, "an evaluation")
     result: dict[str, Any] = read_json(folder / f"{name}.json", made_by=made_by)
     if isinstance(result, dict) and "absent" in result:
         return result

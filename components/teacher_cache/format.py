@@ -16,6 +16,7 @@ from typing import Any
 
 from components.artifacts import fingerprint_json
 from components.errors import CacheMismatchError
+from components.plain_names import plain_name
 from components.sealed_manifest import read_sealed, seal_of, write_sealed
 from components.teacher_cache.integer_packing import EntryLayout
 
@@ -105,7 +106,9 @@ class CacheManifest:
 
 def read_manifest(folder: Path) -> CacheManifest:
     def build(fields: dict[str, Any]) -> CacheManifest:
-        shards = [ShardEntry(**entry) for entry in fields["shards"]]
+        shards = [
+            ShardEntry(**{**entry, "name": plain_name(entry["name"], str(folder / MANIFEST))}) for entry in fields["shards"]
+        ]
         return CacheManifest(**{**fields, "identity": CacheIdentity(**fields["identity"]), "shards": shards})
 
     return read_sealed(

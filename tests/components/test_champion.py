@@ -10,7 +10,7 @@ import pytest
 from components import champion, promotion
 from components.artifacts import ROOT
 from components.champion import fetch_champion, find_champion
-from components.errors import ModelError, TrackingError
+from components.errors import ArtifactError, ModelError, TrackingError
 from components.promotion import promote, read_history
 from components.registry import fetch_champion as by_name
 from components.tracking_store import initialise_store, open_client
@@ -105,6 +105,25 @@ def test_a_champion_on_this_machine_is_fetched_without_a_copy(database: Path, tm
 def test_a_champion_with_a_pickle_is_refused(name: str, database: Path, tmp_path: Path) -> None:
     make_versions(store_model(tmp_path / "stored", name))
     with pytest.raises(ModelError, match=f"version 1 of ballast, holds .*{Path(name).name}"):
+        fetch_champion({"name": NAME, "version": 1, "model_fingerprint": "model"})
+
+
+@pytest.mark.parametrize("fingerprint", ["../../outside", "/etc", "..", "a/b", "x\0"])
+def test_a_tag_of_the_registry_cannot_lead_a_fetch_out_of_its_folder(fingerprint: str, database: Path, tmp_path: Path) -> None:
+    """Whoever may write to the registry could otherwise have any folder of this machine replaced."""
+    make_versions(store_model(tmp_path / "stored"))
+    (tmp_path / "outside").mkdir()
+    with pytest.raises(ArtifactError, match=r"registry's tag .* not the plain name"):
+        fetch_champion({"name": NAME, "version": 1, "model_fingerprint": fingerprint})
+    assert (tmp_path / "outside").is_dir()
+
+
+def test_a_link_out_of_a_stored_model_is_refused(database: Path, tmp_path: Path) -> None:
+    stored = store_model(tmp_path / "stored")
+    (tmp_path / "secret").write_text("of somebody else's")
+    (stored / "model" / "notes.json").symlink_to(tmp_path / "secret")
+    make_versions(stored)
+    with pytest.raises(ModelError, match=r"notes\.json, a link that leads out"):
         fetch_champion({"name": NAME, "version": 1, "model_fingerprint": "model"})
 
 

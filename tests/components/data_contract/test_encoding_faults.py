@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from components.data_contract.encoding_faults import find_encoding_faults
-from components.data_contract.spans import Span
+from components.text_spans import Span
 
 FAULTS = {
     "mojibake": ["It\u00e2\u20ac\u2122s fine", "caf\u00c3\u00a9 au lait", "\u00d0\u009f\u00d1\u0080\u00d0\u00b8", "锟斤拷锟斤拷"],

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from components.data_contract.personal_data import EMAIL, RULES, find_personal_data
-from components.data_contract.spans import Span, apart
+from components.text_spans import Span, apart
 
 PLANTED = {
     "email": "anna.kowalska@posteo.net",

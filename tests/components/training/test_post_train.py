@@ -1,5 +1,6 @@
 """Laws of a whole run: killed, stopped or with damaged checkpoints, the same command ends in the same bits."""
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from components.objectives.presets import PRESETS
 from components.params import LoraParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training import callbacks
-from components.training.checkpoints import latest_checkpoint
+from components.training.checkpoints import latest_checkpoint, seal_checkpoint
 from components.training.trainer import ObjectiveTrainer
 from components.training.trainer_setup import accumulation_steps, training_arguments
 from tests.components.training.conftest import CPU, ROWS, Recorded, leave, post_train, reopen, settings, watching
@@ -299,3 +300,35 @@ def test_per_selected_token_a_step_that_selects_nothing_is_no_larger_than_any_ot
     for plain, per_selected in zip(*runs, strict=True):
         assert per_selected["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
         assert per_selected["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_checkpoint_with_a_planted_pickle_is_not_run_though_its_seal_is_right(
+    tmp_path: Path, cache: TeacherCacheReader, name: str
+) -> None:
+    stop = {"num_steps": 4, "save_every_steps": 2, "micro_batch_size": 4}
+
+    def interrupt(step: int, values: dict[str, float]) -> None:
+        if step >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = start_child(
+        lambda: post_train(tmp_path / "work", PRESETS["sft"], reopen(cache), sink=interrupt, log_every_steps=3, **stop)
+    )
+    assert end_of_child(child) == -signal.SIGKILL
+    [checkpoint] = (tmp_path / "work").rglob("checkpoint-2")
+    torch.save({"bomb": Bomb(tmp_path / "gone-off")}, checkpoint / name)
+    seal_checkpoint(checkpoint)
+    with contextlib.suppress(Exception):  # refusing is right, and so is not reading it at all
+        post_train(tmp_path / "work", PRESETS["sft"], reopen(cache), log_every_steps=3, **stop)
+    assert not (tmp_path / "gone-off").exists()

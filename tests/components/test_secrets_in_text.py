@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from components.data_contract.secrets_in_text import RULES, find_secrets
+from components.secrets_in_text import RULES, find_secrets
 
 LETTERS = string.ascii_letters + string.digits
 

@@ -6,7 +6,7 @@ Published examples (`AKIA...EXAMPLE`), placeholders (`your_api_key`) and code th
 
 import re
 
-from components.data_contract.spans import Rule, Span, apart
+from components.text_spans import Rule, Span, apart
 
 _HEAD = r"(?<![A-Za-z0-9_-])"
 _TAIL = r"(?![A-Za-z0-9_-])"
