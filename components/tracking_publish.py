@@ -24,7 +24,7 @@ from components.tracking_models import (
 from components.tracking_parent import KIND_TAG, lineage_tags, open_parent
 from components.tracking_points import MAX_TAG_LENGTH, MODEL_TAG, PARENT_TAG, cut, send_params, send_points
 from components.tracking_recorder import newest_run
-from components.tracking_store import hold_lock, initialise_store, open_client, tracking_errors, tracking_lock
+from components.tracking_store import hold_lock, initialise_store, note_run, open_client, tracking_errors, tracking_lock
 from components.tracking_tables import Table, answers_table, calibration_figure, comparison_tables
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def publish_comparison(
         _log_tables(client, parent, {**comparison_tables(comparison, gate), **_answers(chosen)})
         if client.get_run(parent).info.status != "FINISHED":
             client.set_terminated(parent, "FINISHED")
+        note_run("pipeline", experiment, parent)
         return parent
 
 

@@ -33,6 +33,7 @@ from components.tracking_store import (
     answers_in_time,
     initialise_store,
     local_database,
+    note_run,
     open_client,
     store_errors,
     tracking_errors,
@@ -116,6 +117,7 @@ class RunRecorder:
                 self.parent_id = self._tags[PARENT_TAG] = open_parent(self._client, experiment, self._lineage)
                 set_running(self._client, self.parent_id)
             self._open_run(experiment, found)
+            note_run(self.name, experiment, self.run_id)
             send_params(self._client, self.run_id, self._params)
             log_datasets(self._client, self.run_id, self._datasets, "training")
             return float(self._client.get_run(self.run_id).info.start_time / 1000)

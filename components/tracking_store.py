@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from components.artifacts import ROOT, WORK
+from components.artifacts import ROOT, WORK, write_json
 from components.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def open_client(uri: str | None = None) -> "MlflowClient":
     if uri is None:
         mlflow.set_tracking_uri(tracking_uri())  # `models:/…` sources are resolved through the global one, not the client's
     return mlflow.MlflowClient(uri or tracking_uri())
+
+
+def note_run(name: str, experiment: str, run_id: str) -> None:
+    """Write down where the newest run of that name is (`pipeline`: the parent), for links in other UIs; no stage reads it."""
+    write_json(WORK / "mlflow_runs" / f"{name}.json", {"experiment": experiment, "run": run_id})
 
 
 @contextmanager
