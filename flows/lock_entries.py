@@ -64,15 +64,17 @@ def read_entries(root: Path) -> dict[str, Entry]:
     return stages
 
 
-def merge_entries(repo: "Repo", entries: Mapping[str, Entry]) -> None:
-    """Put the entries in; the caller holds the lock of the repository."""
+def merge_entries(repo: "Repo", entries: Mapping[str, Entry | None]) -> None:
+    """Put the entries in (None takes one out); the caller holds the lock of the repository."""
     from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
     assert repo.lock.is_locked
     file = Path(repo.root_dir) / LOCK_FILE
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     contents = parse_yaml_for_update(text, str(file)) or {"schema": "2.0"}
-    contents.setdefault("stages", {}).update(entries)
+    contents.setdefault("stages", {}).update({name: entry for name, entry in entries.items() if entry is not None})
+    for name in [name for name, entry in entries.items() if entry is None]:
+        contents["stages"].pop(name, None)
     merged = dumps_yaml(contents)
     if merged != text:
         write_text(file, merged)

@@ -260,7 +260,13 @@ def settle(root: Path, address: str, result: Result) -> str:
         problems: list[Any] = ["not settled"]
         try:
             merge_entries(repo, {address: result.entry})
-            if len(result.files) < len(result.entry.get("outs", [])):
+            stage = find_stage(repo, address)
+            if lost := [path_of(out) for out in stage.outs if out.use_cache and out.changed_cache()]:
+                raise BallastError(
+                    f"{', '.join(lost)} of {address} is missing or damaged in the DVC remote {result.remote}; run it again there: "
+                    f"the worker's clone still has it, or dvc repro {address}"
+                )
+            if len(result.files) < len(stage.outs):
                 repo.checkout(targets=[f"{root / PIPELINE}:{address}"], force=True)
             for path, text in result.files.items():
                 write_text(root / path, text)

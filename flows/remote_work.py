@@ -64,8 +64,10 @@ def run_in_checkout(carrier: Carrier, folder: Path, address: str, work: Work) ->
     carrier.say(f"{address}: commit {work.commit[:12]} in {folder}")
     need_remote(folder, work.remote)
     with dvc_errors(), open_repo(folder) as repo:
+        stage = find_stage(repo, address)
+        is_lost = any(not out.use_cache and not out.exists for out in stage.outs)  # DVC would pull the others and be content
         with repo.lock:
-            merge_entries(repo, work.parents)
+            merge_entries(repo, {**work.parents, **({address: None} if is_lost else {})})
         stage = find_stage(repo, address)
         refuse_folders_without_cache(stage)
         used = find_used_outputs(repo, stage)
