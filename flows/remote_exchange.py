@@ -201,10 +201,10 @@ def read_small_text(file: Path, path: str, repair: str) -> str:
     """A file that travels with the flow run itself: UTF-8 and at most 64 KiB."""
     if not file.is_file():
         raise BallastError(f"{path} is not there; make it: {repair}")
-    if file.stat().st_size > MAX_FILE_BYTES:
+    if (size := file.stat().st_size) > MAX_FILE_BYTES:
         raise BallastError(
-            f"{path} has {file.stat().st_size} bytes and DVC does not cache it (`cache: false`): at most {MAX_FILE_BYTES} bytes travel "
-            "with a flow run. Let DVC cache it (dvc.yaml), or route the stages that make and need it `here` (params.yaml)"
+            f"{path} has {size} bytes and DVC does not cache it (`cache: false`); a flow run takes {MAX_FILE_BYTES}. "
+            "Let DVC cache it (dvc.yaml), or route the stages that make and need it `here` (params.yaml)"
         )
     try:
         return file.read_bytes().decode("utf-8")
@@ -263,7 +263,7 @@ def settle(root: Path, address: str, result: Result) -> str:
             stage = find_stage(repo, address)
             if lost := [path_of(out) for out in stage.outs if out.use_cache and out.changed_cache()]:
                 raise BallastError(
-                    f"{', '.join(lost)} of {address} is missing or damaged in the DVC remote {result.remote}; run it again there: "
+                    f"{', '.join(lost)} of {address} is missing or damaged in the DVC remote {result.remote}; run it again: "
                     f"the worker's clone still has it, or dvc repro {address}"
                 )
             if len(result.files) < len(stage.outs):

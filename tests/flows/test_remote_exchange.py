@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from components.errors import BallastError
@@ -50,6 +51,7 @@ stages:
   report:
     cmd: ${{python}} report artifacts/report.html
     deps: [artifacts/base/rows, artifacts/note.json]
+    params: [pad]
     outs:
       - artifacts/report.html
     metrics:
@@ -85,7 +87,7 @@ else:
         time.sleep(120)
     out.write_text(name + open("artifacts/base/rows").read())
     if name == "report":
-        pathlib.Path("artifacts/metrics.json").write_text("{}" + " " * int(params.get("pad", 0)))
+        pathlib.Path("artifacts/metrics.json").write_text("{}" + " " * int(params["pad"]))
 """.replace("\\\\", "\\")
 SECRET = "sesame-opens-the-bucket"
 
@@ -124,7 +126,7 @@ class Clones:
         return self.folder / name
 
     def set(self, **params: object) -> None:
-        values = {"nap": "none", "num_rows": 1, **params}
+        values = {"nap": "none", "num_rows": 1, "pad": 0, **params}
         (self.here / "params.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
 
     def commit(self, push: bool = True) -> None:
@@ -183,6 +185,19 @@ def clones(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone
     return copied
 
 
+WORKER = """
+import json, sys
+from pathlib import Path
+from flows.remote_work import do_work
+print(do_work(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), print)[0].state)
+"""
+
+
+def start_worker(worker: Path, address: str, work: dict[str, Any]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(worker), address, json.dumps(work)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+
+
 def files_of(folder: Path) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
@@ -230,14 +245,7 @@ def test_a_stage_that_the_run_cache_cannot_hold_travels_by_its_entry(clones: Clo
 
 def test_two_cells_run_in_one_checkout_at_once(clones: Clones) -> None:
     worker = clones.clone("worker")
-    code = "import sys, json; from pathlib import Path; from flows.remote_work import do_work; print(do_work(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), print)[0].state)"  # noqa: E501
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    start = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(worker), cell, json.dumps(clones.send(cell))], env=environ, stdout=-1, text=True
-        )
-        for cell in ("train@a", "train@b")
-    ]
+    start = [start_worker(worker, cell, clones.send(cell)) for cell in ("train@a", "train@b")]
     outs = [process.communicate()[0] for process in start]
     assert [out.split()[-1] for out in outs] == ["ran", "ran"], outs
     (checkout,) = (worker / ".work/checkouts").glob("*/")
@@ -248,14 +256,11 @@ def test_a_worker_killed_in_the_stage_leaves_no_orphan_and_goes_on_in_the_same_c
     clones.set(nap="a")
     clones.commit()
     worker, work = clones.clone("worker"), clones.send()
-    code = f"from pathlib import Path; from flows.remote_work import do_work; do_work(Path({str(worker)!r}), 'train@a', {work!r}, print)"
-    killed = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-    )
+    killed = start_worker(worker, "train@a", work)
     end = time.monotonic() + 60
     while not list((worker / ".work/checkouts").glob("*/.work/step")) and time.monotonic() < end:
         time.sleep(0.1)
-    descendants = [process.pid for process in Process_of(killed.pid)]
+    descendants = [process.pid for process in psutil.Process(killed.pid).children(recursive=True)]
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     outcome, result = do_work(worker, "train@a", work, clones.lines.append)
@@ -264,12 +269,6 @@ def test_a_worker_killed_in_the_stage_leaves_no_orphan_and_goes_on_in_the_same_c
     assert not any(Process.find(pid) for pid in descendants)
     assert clones.ran() == ["a", "a"]
     assert len(list((worker / ".work/checkouts").glob("*/"))) == 1
-
-
-def Process_of(pid: int) -> list[Any]:
-    import psutil
-
-    return psutil.Process(pid).children(recursive=True)
 
 
 # ---- what is refused ----
@@ -296,7 +295,7 @@ def test_what_the_stage_does_not_depend_on_may_change(clones: Clones) -> None:
 
 
 def test_a_commit_that_was_not_pushed_is_refused_here(clones: Clones) -> None:
-    clones.set(num_rows=1, nap="nobody")
+    clones.set(nap="nobody")
     clones.commit(push=False)
     with pytest.raises(BallastError, match=r"is not on the git remote `origin`.*git push origin HEAD"):
         clones.send()
@@ -358,7 +357,6 @@ def test_a_small_uncached_output_of_the_stage_itself_comes_back_and_a_large_one_
     assert is_current(clones.here, "report")
     clones.set(pad=MAX_FILE_BYTES)
     clones.commit()
-    (clones.here / "source").touch()
     outcome, result = do_work(worker, "report", clones.send("report"), clones.lines.append)
     assert (outcome.state, result) == ("failed", None)
     assert f"artifacts/metrics.json has {MAX_FILE_BYTES + 2} bytes" in outcome.message
