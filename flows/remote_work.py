@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import write_text
 from components.errors import BallastError
 from flows.commit_checkouts import hold, open_checkout
-from flows.dvc_graph import Outcome, dvc_errors, is_good, reproduce
+from flows.dvc_graph import Outcome, dvc_errors
+from flows.dvc_stage import is_transient, reproduce
 from flows.dvc_transfer import Carrier, OnLine
 from flows.lock_entries import find_stage, merge_entries, open_repo, path_of, read_entries
 from flows.remote_exchange import (
@@ -56,8 +57,9 @@ def do_work(root: Path, address: str, work: dict[str, Any], on_line: OnLine, hel
                     result = deliver(carrier, folder, address, taken.remote)
     except BallastError as error:
         state, message = "failed", str(error)
-    outcome = Outcome(address, state, round(time.perf_counter() - started, 1), carrier.redact(message))
-    return outcome, result.model_dump() if result and is_good(outcome) else None
+    is_lost = state == "failed" and is_transient(message)
+    outcome = Outcome(address, state, round(time.perf_counter() - started, 1), carrier.redact(message), is_lost)
+    return outcome, result.model_dump() if result else None
 
 
 def run_in_checkout(carrier: Carrier, folder: Path, address: str, work: Work) -> tuple[str, str]:
@@ -78,7 +80,7 @@ def run_in_checkout(carrier: Carrier, folder: Path, address: str, work: Work) ->
             f"what {address} needs is missing or damaged in the remote {work.remote}; push it from where it was made: dvc push"
         )
         carrier.run(folder, ["pull", "--force", "--remote", work.remote, *targets], repair)
-    return reproduce(address, carrier.say, carrier.held_files, folder, carrier.environ, ["--pull"])
+    return reproduce(address, carrier.say, carrier.held_files, environ=carrier.environ, options=["--pull"], root=folder)
 
 
 def need_remote(folder: Path, remote: str) -> None:
