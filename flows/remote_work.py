@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.artifacts import write_text
 from components.errors import BallastError
@@ -24,15 +24,9 @@ from flows.remote_exchange import (
     Result,
     Work,
     find_used_outputs,
-    overlap,
-    plain_dependencies,
     read_small_text,
     refuse_folders_without_cache,
 )
-
-if TYPE_CHECKING:
-    from dvc.output import Output
-    from dvc.stage import Stage
 
 Done = tuple[Outcome, dict[str, Any] | None]
 
@@ -74,7 +68,8 @@ def run_in_checkout(carrier: Carrier, folder: Path, address: str, work: Work) ->
         refuse_folders_without_cache(stage)
         used = find_used_outputs(repo, stage)
         write_files(folder, work, {path_of(out) for out in used if not out.use_cache})
-        targets = list_targets(stage, [out for out in used if out.use_cache])
+        # Whole outputs, where it may name one file of a folder: stages read a manifest beside it, too.
+        targets = sorted(path_of(out) for out in used if out.use_cache)
     if targets:
         repair = (
             f"what {address} needs is missing or damaged in the remote {work.remote}; push it from where it was made: dvc push"
@@ -101,16 +96,6 @@ def write_files(folder: Path, work: Work, expected: set[str]) -> None:
         )
     for path, text in work.files.items():
         write_text(folder / path, text)
-
-
-def list_targets(stage: "Stage", used: "list[Output]") -> list[str]:
-    """What to pull: of an output that is a folder only what the stage depends on, of a dependency's folder all outputs in it."""
-    targets = set()
-    for path in map(path_of, plain_dependencies(stage)):
-        for out in map(path_of, used):
-            if overlap(path, out):
-                targets.add(max(path, out, key=len))
-    return sorted(targets)
 
 
 def deliver(carrier: Carrier, folder: Path, address: str, remote: str) -> Result:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -34,6 +34,7 @@ stages:
     params: [num_rows]
     outs:
       - artifacts/base
+      - artifacts/unneeded
   note:
     cmd: ${{python}} note artifacts/note.json
     deps: [source]
@@ -75,7 +76,8 @@ with open(os.environ["RUNS"], "a") as runs:
 if name == "prepare":
     out.mkdir()
     (out / "rows").write_text("row" * 10_000 + params["num_rows"])
-    (out / "unneeded").write_text("page" * 100_000)
+    (out / "manifest").write_text("30001 bytes")
+    pathlib.Path("artifacts/unneeded").write_text("page" * 100_000)
 elif name == "note":
     out.write_text('{"champion": "é"}\\\\r\\\\n')
 else:
@@ -154,35 +156,59 @@ class Clones:
         return outcome.state
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_a_server() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clones on a remote that is a folder, to be copied: all their paths are relative to the folder above them."""
     folder = tmp_path_factory.mktemp("exchange") / "made"
     folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        Clones(folder, "../remote")
+    Clones(folder, "../remote")
     return folder
+
+
+def copy_clones(folder: Path, to: Path) -> Clones:
+    """With all but git worktrees usable: every other path is relative."""
+    shutil.copytree(folder, to, symlinks=True)
+    copied = Clones.__new__(Clones)
+    copied.folder, copied.here, copied.remote, copied.lines, copied.runs = to, to / "here", "../remote", [], to / "runs"
+    copied.run("git", "remote", "set-url", "origin", str(to / "origin.git"))
+    copied.ran()
+    return copied
 
 
 @pytest.fixture
 def clones(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clones:
     """A copy, with nothing in the remote and a worker that has seen nothing."""
-    folder = tmp_path / "clones"
-    shutil.copytree(made, folder, symlinks=True)
-    copied = Clones.__new__(Clones)
-    copied.folder, copied.here, copied.remote, copied.lines, copied.runs = (
-        folder,
-        folder / "here",
-        "../remote",
-        [],
-        folder / "runs",
-    )
-    copied.run("git", "remote", "set-url", "origin", str(folder / "origin.git"))
+    copied = copy_clones(made, tmp_path / "clones")
     monkeypatch.setenv("RUNS", str(copied.runs))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    copied.ran()
     return copied
+
+
+class Done(NamedTuple):
+    clones: Clones
+    worker: Path
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def done(made: Path) -> Iterator[Done]:
+    """Clones whose worker has run train@a; its result has not been taken."""
+    clones = copy_clones(made, made.with_name("done"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNS", str(clones.runs))
+        worker = clones.clone("worker")
+        assert not (worker / ".dvc/cache").exists()
+        outcome, result = do_work(worker, "train@a", json.loads(json.dumps(clones.send())), clones.lines.append)
+        assert (outcome.state, outcome.message, clones.ran()) == ("ran", "", ["a"])
+        assert result
+        yield Done(clones, worker, json.loads(json.dumps(result)))
 
 
 WORKER = """
@@ -205,36 +231,31 @@ def files_of(folder: Path) -> set[str]:
 # ---- there and back ----
 
 
-def test_a_stage_runs_in_a_clone_that_had_nothing_and_its_bytes_come_back(clones: Clones) -> None:
-    worker = clones.clone("worker")
-    assert not (worker / ".dvc/cache").exists()
-    assert clones.round_trip(worker) == "ran"
-    assert clones.ran() == ["a"]
+def test_a_stage_runs_in_a_clone_that_had_nothing_and_its_bytes_come_back(done: Done, tmp_path: Path) -> None:
+    clones = copy_clones(done.clones.folder, tmp_path / "clones")
+    outcome = take_result(clones.here, "train@a", done.result, clones.lines.append)
+    assert (outcome.state, outcome.message) == ("ran", "")
+    (checkout,) = (done.worker / ".work/checkouts").glob("*/")
     model = (clones.here / "artifacts/model-a").read_bytes()
-    assert model == b"a" + b"row" * 10_000 + b"1"
-    (checkout,) = (worker / ".work/checkouts").glob("*/")
-    assert (checkout / "artifacts/model-a").read_bytes() == model
+    assert model == b"a" + b"row" * 10_000 + b"1" == (checkout / "artifacts/model-a").read_bytes()
     assert (checkout / "artifacts/note.json").read_bytes() == '{"champion": "é"}\r\n'.encode()
     assert is_current(clones.here, "train@a") and not is_current(clones.here, "train@b")
     assert set(read_entries(clones.here)) == {"prepare", "note", "train@a"}
 
 
-def test_only_what_the_stage_depends_on_is_pulled_and_the_clone_s_own_tree_stays_as_it_was(clones: Clones) -> None:
-    worker = clones.clone("worker")
-    clones.round_trip(worker)
-    (checkout,) = (worker / ".work/checkouts").glob("*/")
-    assert files_of(checkout / "artifacts") == {"base/rows", "note.json", "model-a"}
-    assert not (worker / "artifacts").exists() and not (worker / "dvc.lock").exists()
-    assert clones.run("git", "status", "--porcelain", cwd=worker) == ""
+def test_only_what_the_stage_depends_on_is_pulled_and_the_clone_s_own_tree_stays_as_it_was(done: Done) -> None:
+    (checkout,) = (done.worker / ".work/checkouts").glob("*/")
+    assert files_of(checkout / "artifacts") == {"base/rows", "base/manifest", "note.json", "model-a"}
+    assert not (done.worker / "artifacts").exists() and not (done.worker / "dvc.lock").exists()
+    assert done.clones.run("git", "status", "--porcelain", cwd=done.worker) == ""
 
 
-def test_the_second_time_nothing_runs_and_another_worker_takes_it_from_the_run_cache(clones: Clones) -> None:
-    worker = clones.clone("worker")
-    clones.round_trip(worker)
-    assert clones.ran() == ["a"]
-    assert clones.round_trip(worker) == "cached"
-    assert clones.round_trip(clones.clone("second-worker")) == "cached"
-    assert clones.ran() == []
+def test_the_second_time_nothing_runs_and_another_worker_takes_it_from_the_run_cache(done: Done) -> None:
+    work = done.clones.send()
+    for worker in (done.worker, done.clones.clone("second-worker")):
+        outcome, result = do_work(worker, "train@a", work, done.clones.lines.append)
+        assert (outcome.state, result) == ("cached", done.result)
+    assert done.clones.ran() == []
 
 
 def test_a_stage_that_the_run_cache_cannot_hold_travels_by_its_entry(clones: Clones) -> None:
@@ -374,27 +395,25 @@ def test_work_that_names_strange_files_is_refused(clones: Clones) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "wrong"])
-def test_a_result_that_the_remote_does_not_have_leaves_dvc_lock_as_it_was(clones: Clones, damage: str) -> None:
-    _, result = do_work(clones.clone("worker"), "train@a", clones.send(), clones.lines.append)
-    assert result
-    (out,) = (out for out in result["entry"]["outs"] if out["path"] == "artifacts/model-a")
+def test_a_result_that_the_remote_does_not_have_leaves_dvc_lock_as_it_was(done: Done, tmp_path: Path, damage: str) -> None:
+    clones = copy_clones(done.clones.folder, tmp_path / "clones")
+    (out,) = (out for out in done.result["entry"]["outs"] if out["path"] == "artifacts/model-a")
     stored = clones.folder / "remote/files/md5" / out["md5"][:2] / out["md5"][2:]
     stored.chmod(0o644)
     stored.unlink() if damage == "missing" else stored.write_bytes(b"b" + stored.read_bytes()[1:])
     before = (clones.here / "dvc.lock").read_bytes()
-    outcome = take_result(clones.here, "train@a", result, clones.lines.append)
+    outcome = take_result(clones.here, "train@a", done.result, clones.lines.append)
     assert outcome.state == "failed" and "missing or damaged in the DVC remote storage" in outcome.message
     assert (clones.here / "dvc.lock").read_bytes() == before
     assert not (clones.here / "artifacts/model-a").exists()
     assert not is_current(clones.here, "train@a")
 
 
-def test_a_result_for_other_params_leaves_dvc_lock_as_it_was(clones: Clones) -> None:
-    _, result = do_work(clones.clone("worker"), "train@a", clones.send(), clones.lines.append)
-    assert result
+def test_a_result_for_other_params_leaves_dvc_lock_as_it_was(done: Done, tmp_path: Path) -> None:
+    clones = copy_clones(done.clones.folder, tmp_path / "clones")
     clones.set(nap="b")
     before = (clones.here / "dvc.lock").read_bytes()
-    outcome = take_result(clones.here, "train@a", result, clones.lines.append)
+    outcome = take_result(clones.here, "train@a", done.result, clones.lines.append)
     assert outcome.state == "failed" and "does not fit what is here now" in outcome.message and "params.yaml" in outcome.message
     assert (clones.here / "dvc.lock").read_bytes() == before
 
@@ -410,7 +429,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     environ = {"AWS_ACCESS_KEY_ID": "key-of-the-test", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**environ, "AWS_EC2_METADATA_DISABLED": "true", "DVC_NO_ANALYTICS": "1"}.items():
+    for name, value in {**environ, "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
