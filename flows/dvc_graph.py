@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 def find_root() -> Path:
     """The root of the DVC repository around the current folder."""
-    with _dvc_errors():
+    with dvc_errors():
         from dvc.repo import Repo
 
         return Path(Repo.find_root())
@@ -43,7 +43,7 @@ def read_stages(targets: Sequence[str] = ()) -> list[Stage]:
 
     A target is what `dvc repro` takes: a stage, a matrix (all its cells), one cell, a .dvc file.
     """
-    with _dvc_errors():
+    with dvc_errors():
         import networkx as nx
         from dvc.repo import Repo
 
@@ -74,7 +74,7 @@ def _sections(stage: Any) -> tuple[str, ...]:
 
 
 @contextmanager
-def _dvc_errors() -> Iterator[None]:
+def dvc_errors() -> Iterator[None]:
     """DVC's errors, told as ours."""
     from dvc.exceptions import DvcException
 

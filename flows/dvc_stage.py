@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from flows.child_process import run_child
 from flows.dvc_graph import LOCK_ERRORS, Outcome, Stage, find_root
@@ -47,14 +48,17 @@ def reproduce(
     stopping: threading.Event | None = None,
     environ: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
+    root: Path | None = None,
 ) -> tuple[str, str]:
     """`dvc repro --single-item <address>`: DVC decides whether the stage has to run. Returns what became of it, and a message.
 
-    `environ`: variables on top of ours; `options`: further options of `dvc repro`. DVC locks the whole repository while it reads
-    and writes its files, seconds at a time, and waits 3 s for it: with several stages at a time that is asked again.
+    `environ`: variables on top of ours; `options`: further options of `dvc repro`; `root`: a repository other than that of the
+    current folder. DVC locks the whole repository while it reads and writes its files, seconds at a time, and by itself waits 3 s
+    for it: a stage that ended meanwhile would not be recorded. So it is made to wait, and asked again where it would not.
     """
     end = time.monotonic() + LOCK_PATIENCE_SECONDS
-    command = [sys.executable, "-m", "dvc", "repro", *options, "--single-item", address]
+    dvc = [sys.executable, "-m", "dvc", "--cd", str(root or "."), "--wait-for-lock"]
+    command = [*dvc, "repro", *options, "--single-item", address]
     while True:
         lines: deque[str] = deque(maxlen=200)
         on_clean_line = _redacted(_keep_and_pass_on(lines, on_line), {**os.environ, **(environ or {})})
@@ -78,6 +82,8 @@ def read_outcome(address: str, lines: list[str], code: int) -> tuple[str, str]:
         return ("cached", "nothing it depends on has changed")
     if any(line.startswith(f"Stage '{address}' is cached - skipping run") for line in lines):
         return ("cached", "its outputs for these inputs came out of DVC's run cache")
+    if f"Pulling data for stage: '{address}'" in lines and f"Running stage '{address}':" not in lines:
+        return ("cached", "its outputs came out of the DVC remote, as dvc.lock has them")
     return ("ran", "")
 
 
