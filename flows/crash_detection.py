@@ -4,8 +4,8 @@
 
 A flow run sends a heartbeat every 30 s, the least that Prefect allows. Of a killed flow process its worker tells within a second;
 heartbeats are for when nobody is left to tell: a power cut, a lost machine. While the server itself is down it hears nobody,
-and would take every run for dead when it comes back: so its open waits are dropped at its start (infra/local_stack), and the
-sweep looks who has been heard since.
+and would take every run for dead when it comes back: so the automation is paused before its start (infra/local_stack), and the
+sweep marks those that have not been heard since, and switches it on again.
 """
 
 import argparse
@@ -33,13 +33,13 @@ SILENCE_SECONDS = 50
 MESSAGE = f"No heartbeat for {SILENCE_SECONDS} s: the worker and the run's processes are gone. What the stages have made is kept."
 
 
-def apply_automation(client: "SyncPrefectClient") -> None:
-    """Create or update it by its name; whoever has paused it in the UI finds it paused."""
+def apply_automation(client: "SyncPrefectClient", resume: bool = False) -> None:
+    """Create or update it by its name; one that is paused stays so without `resume`."""
     known = client.read_automations_by_name(NAME)
     if not known:
         client.create_automation(describe_automation())
         return
-    client.update_automation(known[0].id, describe_automation(enabled=known[0].enabled))
+    client.update_automation(known[0].id, describe_automation(enabled=known[0].enabled or resume))
     for double in known[1:]:
         client.delete_automation(double.id)
 
@@ -87,6 +87,7 @@ def sweep(since: datetime) -> list[UUID]:
         silent = [run.id for run in read_running(client) if is_older(run, since) and not is_heard(client, run.id, since)]
         for run_id in silent:
             client.set_flow_run_state(run_id, Crashed(message=MESSAGE))
+        apply_automation(client, resume=True)
         return silent
 
 

@@ -27,6 +27,7 @@ from infra.local_stack.ports import ANYWHERE
 from infra.local_stack.processes import Record
 
 STATE = ROOT / ".work" / "stack"
+ARTIFACTS = ROOT / "mlruns" / "artifacts"
 SERVERS = ("prefect", "mlflow")
 POOLS = ("cpu", "gpu")
 """Those whose workers `up` starts; another machine starts its own: `make worker POOL=gpu`."""
@@ -144,8 +145,7 @@ def _seen_from_outside(settings: Settings) -> str:
 
 def describe_mlflow(settings: Settings, environ: Mapping[str, str]) -> Service:
     """Jobs are off: nothing of ours needs them, and they have been the way in for strangers."""
-    store = ROOT / "mlruns"
-    places = ["--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", str(store / "artifacts")]
+    places = ["--backend-store-uri", f"sqlite:///{ARTIFACTS.parent}/mlflow.db", "--artifacts-destination", str(ARTIFACTS)]
     command = [sys.executable, "-m", "mlflow", "server", *places, "--workers", "1"]
     command += ["--host", settings.host, "--port", str(settings.ports["mlflow"])]
     if environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
@@ -163,7 +163,8 @@ def describe_worker(pool: str, environ: Mapping[str, str]) -> Service:
     A GPU pool's takes as many stages at once as the machine has GPUs, and flows.gpu_lease gives each its own.
     """
     limit = max(1, len(visible_gpus())) if "gpu" in pool.split("-") else _num_at_once(pool) + BESIDE_STAGES
-    polling = {"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_WORKER_HEARTBEAT_SECONDS": "10"}
+    # Prefect's worker gives up on a server that is away for some 45 of these intervals; and its flow runs end with it.
+    polling = {"PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_WORKER_HEARTBEAT_SECONDS": "10"}
     heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}  # it overrides what the pool says, see flows.crash_detection
     command = [sys.executable, "-m", "infra.local_stack.worker", "--pool", pool, "--limit", str(limit)]
     command += ["--name", f"{pool}@{socket.gethostname()}", "--no-create-pool-if-not-found"]

@@ -14,10 +14,12 @@ from typing import Any
 
 from components.artifacts import ROOT
 from components.errors import BallastError, ParamsError
+from flows.crash_detection import NAME as CRASH_DETECTION
 from infra.local_stack import processes
 from infra.local_stack.ports import is_answering, require_free
 from infra.local_stack.processes import Record
 from infra.local_stack.services import (
+    ARTIFACTS,
     POOLS,
     PORT_VARIABLES,
     SERVERS,
@@ -32,8 +34,8 @@ from infra.local_stack.services import (
 )
 
 HEALTH = {"prefect": "/api/health", "mlflow": "/health"}
-READY_SECONDS = 120.0
-"""A server's first start makes its database; on two busy cores that has taken 40 s."""
+READY_SECONDS = 180.0
+"""A server's first start makes its database; on two cores with much else to do that has taken 60 s."""
 STARTED = "started!"
 """The last word of a worker that has reached its server and polls."""
 POLL_SECONDS = 0.1
@@ -53,14 +55,15 @@ def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         for service in missing:
             require_free(settings.host, settings.ports[service.name], service.name, PORT_VARIABLES[service.name])
         if "prefect" in (service.name for service in missing):
-            drop_open_waits()
+            pause_crash_detection()
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
         for service in missing:
             start(service, say)
         wait_for_servers(services)
+        since = datetime.now(UTC)
         client = client_environ(environ, settings.url("prefect"), settings.url("mlflow"))
         apply_deployments(client, say)
-        if "prefect" in (service.name for service in missing):
-            start_sweep(client)
+        start_sweep(client, since)
         start_workers([describe_worker(pool, client) for pool in POOLS], say)
         say(describe_addresses(settings))
 
@@ -193,18 +196,23 @@ def apply_deployments(client: Mapping[str, str], say: Callable[[str], None]) -> 
     say(done.stdout.strip())
 
 
-def drop_open_waits() -> None:
-    """Forget which heartbeats the server waited for: it would take its own absence for theirs (flows.crash_detection)."""
+def pause_crash_detection() -> None:
+    """Before the server starts, in its own database: it has heard nobody for a while, and would take all that lives for dead.
+
+    The sweep switches it on again (flows.crash_detection).
+    """
     database = STATE / "prefect" / "prefect.db"
     if database.exists():
         with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:
             connection.execute("DELETE FROM automation_bucket")
+            connection.execute("UPDATE automation SET enabled = 0 WHERE name = ?", [CRASH_DETECTION])
 
 
-def start_sweep(client: Mapping[str, str]) -> None:
+def start_sweep(client: Mapping[str, str], since: datetime) -> None:
     """Runs that a reboot has ended are marked within a minute; nobody is left to tell of them."""
-    command = [sys.executable, "-m", "flows.crash_detection", "--since", datetime.now(UTC).isoformat()]
-    processes.start(STATE, SWEEP, command, client, ROOT)
+    if processes.find(processes.read_records(STATE).get(SWEEP)) is None:
+        command = [sys.executable, "-m", "flows.crash_detection", "--since", since.isoformat()]
+        processes.start(STATE, SWEEP, command, client, ROOT)
 
 
 def describe_addresses(settings: Settings) -> str:

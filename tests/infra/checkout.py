@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -56,11 +57,21 @@ def free_port() -> int:
 
 
 def ask(url: str, path: str, body: Any = None) -> Any:
-    """What the Prefect server at `url` (it ends in /api) answers: to a POST if there is a body, otherwise to a GET."""
+    """What the Prefect server at `url` (it ends in /api) answers: to a POST if there is a body, otherwise to a GET.
+
+    Prefect's own client tries again after 503, which says that its database was busy; and so do we.
+    """
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}/{path}", content, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+    for seconds in (0.5, 1.0, 2.0, 4.0, None):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or seconds is None:
+                raise
+            time.sleep(seconds)
+    raise AssertionError("unreachable")
 
 
 def start_run(url: str, deployment: str, **parameters: Any) -> str:

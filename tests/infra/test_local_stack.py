@@ -146,15 +146,19 @@ def test_what_was_killed_is_started_again_and_the_rest_stays(stack: Stack) -> No
 @pytest.mark.prefect
 @pytest.mark.mlflow_server
 @pytest.mark.slow
-def test_after_a_reboot_everything_starts_again_where_it_was_with_its_history(stack: Stack) -> None:
-    runs = ask(stack.url, "flow_runs/count", {})
+def test_after_a_reboot_everything_starts_again_where_it_was_and_the_runs_of_before_are_crashed(stack: Stack) -> None:
+    napping = stack.checkout.root / "napping"
+    napping.unlink(missing_ok=True)
+    run = start_run(stack.url, "stage/gpu", address="nap")
+    assert until(napping.exists)
     for process in find_marked(stack.state):
         process.kill()
     assert until(lambda: not find_marked(stack.state), 10)
     done = stack.checkout.run(STACK, "up")  # without the variables: the ports are remembered
     assert done.returncode == 0, done.stderr
     assert {row["state"] for row in stack.status().values()} == {"running"}
-    assert runs >= 1 and ask(stack.url, "flow_runs/count", {}) == runs
+    assert until(lambda: state_of(stack.url, run) == "Crashed", 120), "nobody was left to tell the server"
+    assert until(lambda: ask(stack.url, "automations/filter", {})[0]["enabled"], 30), "it was paused while the server started"
 
 
 @pytest.mark.prefect
