@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,10 @@ MAX_ERROR_LINES = 6
 class Carrier:
     """Runs DVC's commands for a clone: with the credentials in the child's environment only, and none of them in a line."""
 
-    def __init__(self, root: Path, on_line: OnLine, held_files: Sequence[int] = ()) -> None:
-        self.root, self.held_files = root.resolve(), held_files
+    def __init__(
+        self, root: Path, on_line: OnLine, held_files: Sequence[int] = (), stopping: threading.Event | None = None
+    ) -> None:
+        self.root, self.held_files, self.stopping = root.resolve(), held_files, stopping
         self.environ = child_environ()
         self._hidden = {**os.environ, **self.environ, **read_secrets(self.root)}
         self._on_line = on_line
@@ -78,7 +81,7 @@ class Carrier:
 
         started = time.perf_counter()
         command = [sys.executable, "-m", "dvc", "--cd", str(folder), "--wait-for-lock", *words]
-        code = run_child(command, keep_and_pass_on, {**self.environ, **(environ or {})}, self.held_files)
+        code = run_child(command, keep_and_pass_on, {**self.environ, **(environ or {})}, self.held_files, stopping=self.stopping)
         shown = f"dvc {' '.join(words)}"
         if code != 0:
             told = [line for line in last_lines if line.startswith(("ERROR: ", "WARNING: "))] or list(last_lines)

@@ -2,32 +2,28 @@
 
     work = send_work(root, "post_train@sft-0", print)                   # here, where the pipeline runs
     outcome, result = do_work(clone, "post_train@sft-0", work, print)   # there, in a clone: flows/remote_work.py
-    outcome = take_result(root, "post_train@sft-0", result, print)      # here again
+    outcome = take_result(root, "post_train@sft-0", result, print)      # here again: flows/remote_result.py
 
 Code, dvc.yaml and params.yaml travel through git, data through the DVC remote, and what says which data (entries of dvc.lock)
 with the flow run. docs/workers-without-shared-disk.md tells how to set it up.
 """
 
 import json
-import time
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.artifacts import write_text
 from components.errors import BallastError
 from flows.commit_checkouts import run_git
-from flows.dvc_graph import Outcome, dvc_errors
+from flows.dvc_graph import dvc_errors
 from flows.dvc_transfer import Carrier, OnLine
 from flows.lock_entries import (
     LOCK_FILE,
-    PIPELINE,
     Entry,
-    find_problems,
     find_stage,
-    merge_entries,
     name_of,
     open_repo,
     path_of,
@@ -59,20 +55,11 @@ class Work(BaseModel):
     """Outputs of theirs that DVC does not cache: path and text."""
 
 
-class Result(BaseModel):
-    """What travels back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    remote: str
-    entry: Entry
-    files: dict[str, str]
-
-
-def send_work(root: Path, address: str, on_line: OnLine) -> dict[str, Any]:
+def send_work(root: Path, address: str, on_line: OnLine, stopping: threading.Event | None = None) -> dict[str, Any]:
     """Refuse what a worker could not do, push what it needs, return the work (`Work`) as a JSON object of at most 400 kB."""
     root = root.resolve()
     remote = read_remote(root)
-    carrier = Carrier(root, on_line)
+    carrier = Carrier(root, on_line, stopping=stopping)
     with dvc_errors(), open_repo(root) as repo:
         stage = find_stage(repo, address)
         refuse_folders_without_cache(stage)
@@ -219,70 +206,3 @@ def refuse_folders_without_cache(stage: "Stage") -> None:
             raise BallastError(
                 f"{path_of(out)} is a folder that DVC does not cache: {name_of(stage)} cannot run on a worker; route it `here`"
             )
-
-
-def take_result(root: Path, address: str, result: dict[str, Any], on_line: OnLine) -> Outcome:
-    """Fetch what the stage has made, put its entry into dvc.lock, and see that DVC calls it up to date: all of it or nothing."""
-    started = time.perf_counter()
-    root, taken = root.resolve(), Result.model_validate(result)
-    carrier = Carrier(root, on_line)
-    try:
-        with dvc_errors(), open_repo(root) as repo:
-            outs = match_outputs(find_stage(repo, address), taken)
-        carrier.fetch(outs, taken.remote)
-        with dvc_errors():
-            message = settle(root, address, taken)
-    except BallastError as error:
-        message = carrier.redact(str(error))
-    return Outcome(address, "failed" if message else "ran", round(time.perf_counter() - started, 1), message)
-
-
-def match_outputs(stage: "Stage", result: Result) -> list[dict[str, Any]]:
-    """The cached outputs of the entry; it must have those of dvc.yaml and no other."""
-    cached = {path_of(out) for out in stage.outs if out.use_cache}
-    plain = {path_of(out) for out in stage.outs if not out.use_cache}
-    outs = result.entry.get("outs", [])
-    if {out["path"] for out in outs} != cached | plain or set(result.files) != plain:
-        raise BallastError(
-            f"the worker's result has other outputs than {name_of(stage)} in dvc.yaml here; "
-            f"run it again: dvc repro {name_of(stage)}"
-        )
-    return [out for out in outs if out["path"] in cached]
-
-
-def settle(root: Path, address: str, result: Result) -> str:
-    """Under DVC's lock: the entry, the outputs, and what DVC says then. Returns what is wrong; dvc.lock is then as it was."""
-    from dvc.repo import lock_repo
-
-    file = root / LOCK_FILE
-    with open_repo(root) as repo, lock_repo(repo):
-        before = file.read_text(encoding="utf-8") if file.exists() else None
-        problems: list[Any] = ["not settled"]
-        try:
-            merge_entries(repo, {address: result.entry})
-            stage = find_stage(repo, address)
-            if lost := [path_of(out) for out in stage.outs if out.use_cache and out.changed_cache()]:
-                raise BallastError(
-                    f"{', '.join(lost)} of {address} is missing or damaged in the DVC remote {result.remote}; run it again: "
-                    f"the worker's clone still has it, or dvc repro {address}"
-                )
-            if len(result.files) < len(stage.outs):
-                repo.checkout(targets=[f"{root / PIPELINE}:{address}"], force=True)
-            for path, text in result.files.items():
-                write_text(root / path, text)
-            problems = find_problems(find_stage(repo, address))
-        finally:
-            if problems:
-                put_back(file, before)
-    if not problems:
-        return ""
-    return (
-        f"what the worker made does not fit what is here now: {json.dumps(problems)}. Was anything edited meanwhile? Run it again"
-    )
-
-
-def put_back(file: Path, before: str | None) -> None:
-    if before is None:
-        file.unlink(missing_ok=True)
-    else:
-        write_text(file, before)

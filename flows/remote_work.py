@@ -21,12 +21,12 @@ from flows.dvc_stage import is_transient, reproduce
 from flows.dvc_transfer import Carrier, OnLine
 from flows.lock_entries import find_stage, merge_entries, open_repo, path_of, read_entries
 from flows.remote_exchange import (
-    Result,
     Work,
     find_used_outputs,
     read_small_text,
     refuse_folders_without_cache,
 )
+from flows.remote_result import Result
 
 Done = tuple[Outcome, dict[str, Any] | None]
 

@@ -22,6 +22,8 @@ from prefect.states import Cancelled, Cancelling
 from components.errors import BallastError
 from flows.child_process import StoppedError
 from flows.dvc_graph import Outcome, Stage
+from flows.remote_exchange import send_work
+from flows.remote_result import take_result
 from flows.routing import Routing, num_gpus
 
 if TYPE_CHECKING:
@@ -43,15 +45,13 @@ def run_in_pool(
     is_remote = routing.is_remote(pool)
     parameters: dict[str, Any] = {"address": stage.address, "pipeline_run": run_id, "num_gpus": num_gpus(stage, root)}
     if is_remote:
-        from flows.remote_exchange import send_work, take_result
-
-        parameters["work"] = send_work(root, stage.address, say)
+        parameters["work"] = send_work(root, stage.address, say, stopping)
     flow_run: Any = run_deployment(f"stage/{pool}", parameters=parameters, flow_run_name=stage.address, timeout=0)
     say(f"{stage.address} is flow run {flow_run.id} ({flow_run.name}) of the pool {pool}")
     flow_run = follow(flow_run.id, pool, say, stopping)
     outcome = read_outcome(stage, pool, flow_run)
     if is_remote and outcome.state in ("ran", "cached"):
-        taken = take_result(root, stage.address, read_result(flow_run.id), say)
+        taken = take_result(root, stage.address, read_result(flow_run.id), say, stopping)
         outcome = outcome if taken.state in ("ran", "cached") else taken
     return outcome._replace(seconds=round(time.perf_counter() - started, 1))
 

@@ -21,6 +21,7 @@ from flows.dvc_graph import Outcome, Stage, find_root, read_stages
 from flows.dvc_stage import run_stage
 from flows.gpu_lease import hold_gpus
 from flows.pipeline_lock import hold_lock, share_lock
+from flows.remote_work import do_work
 from flows.routed_stage import leave_result
 from flows.run_artifacts import Progress, artifact_key, best_effort, publish_stage
 from flows.stage_runner import QUIET
@@ -65,8 +66,6 @@ def _run_here(root: Path, address: str, pipeline_run: str | None, say: Callable[
 
 
 def _run_remote(root: Path, address: str, work: dict[str, Any], num_gpus: int, say: Callable[[str], None]) -> Outcome:
-    from flows.remote_work import do_work
-
     with hold_gpus(num_gpus, say) as lease:
         os.environ.update(lease.environ)
         outcome, result = do_work(root, address, work, say, lease.held_files)

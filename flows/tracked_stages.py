@@ -12,8 +12,9 @@ from prefect.states import Cancelled, Completed, Failed
 from components.errors import BallastError
 from components.run_params import HERE
 from flows.child_process import StoppedError
-from flows.dvc_graph import Outcome, Stage, read_stages
+from flows.dvc_graph import Outcome, Stage
 from flows.dvc_stage import run_stage
+from flows.lock_entries import is_current
 from flows.routed_stage import run_in_pool
 from flows.routing import Routing
 from flows.run_artifacts import Progress, artifact_key, best_effort, publish_stage
@@ -77,7 +78,7 @@ class TrackedRunner:
     def is_up_to_date(self, stage: Stage) -> bool:
         """As DVC sees it now that its parents are done: what has not changed need not wait for a worker."""
         with self.asking:  # DVC's lock is one per process
-            return read_stages([stage.address])[-1].is_up_to_date
+            return is_current(self.root, stage.address)
 
 
 def describe_state(outcome: Outcome) -> State[None]:

@@ -19,7 +19,8 @@ import pytest
 
 from components.errors import BallastError
 from flows.lock_entries import is_current, read_entries
-from flows.remote_exchange import MAX_FILE_BYTES, send_work, take_result
+from flows.remote_exchange import MAX_FILE_BYTES, send_work
+from flows.remote_result import take_result
 from flows.remote_work import do_work
 from flows.warm_start import Process
 
