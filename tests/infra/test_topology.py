@@ -5,10 +5,10 @@ asked of them, not of the servers above; and it is still there when those have b
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -80,13 +80,6 @@ with get_client(sync_client=True) as client:
         run = client.read_flow_run(run.id)
     print(json.dumps({"id": str(run.id), "state": run.state.name, "message": run.state.message}))
 """
-READ_FLOW_RUN = """
-import json, sys
-from prefect.client.orchestration import get_client
-with get_client(sync_client=True) as client:
-    run = client.read_flow_run(sys.argv[1])
-    print(json.dumps({"state": run.state.name, "deployments": len(client.read_deployments())}))
-"""
 
 
 class Topology:
@@ -123,9 +116,7 @@ class Topology:
     def start(self, name: str, cwd: Path | None = None, command: list[str] | None = None) -> subprocess.Popen[bytes]:
         with self.log_file(name).open("a") as log:
             options: dict[str, Any] = {"stdout": log, "stderr": log, "start_new_session": True}
-            process = subprocess.Popen(
-                command or self.command(name), cwd=cwd or self.folder, env=self.environ(name), **options
-            )
+            process = subprocess.Popen(command or self.command(name), cwd=cwd or self.folder, env=self.environ(name), **options)
         self.running[name] = process
         return process
 
@@ -150,9 +141,10 @@ class Topology:
             self.running[name].send_signal(signal.SIGTERM)
         for name in names:
             process = self.running.pop(name)
-            if not until(lambda process=process: process.poll() is not None, 20):  # type: ignore[misc]
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            until(lambda process=process: process.poll() is not None, 20)  # type: ignore[misc]
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has left behind, or itself
+            process.wait()
 
     def run_client(self, code: str, *words: str) -> dict[str, Any]:
         """A client of Prefect's with the worker's environment; what its last line says."""
@@ -309,10 +301,10 @@ def test_after_a_restart_of_all_everything_is_still_there(topology: Topology, ru
     topology.stop("prefect", "mlflow")
     topology.postgres.stop()
     topology.postgres.start()
-    topology.run_once("prefect-migrate", "mlflow-migrate")  # a second migration changes nothing
     topology.start_servers()
     assert in_postgres(topology) == EXPECTED
-    assert topology.run_client(READ_FLOW_RUN, run["id"]) == {"state": "Completed", "deployments": 1}
+    code, body = topology.get(f"{topology.url('prefect')}/api/flow_runs/{run['id']}", SECRETS["PREFECT_AUTH_STRING"])
+    assert (code, json.loads(body)["state"]["name"]) == (200, "Completed")
     alias = f"{topology.url('mlflow')}/api/2.0/mlflow/registered-models/alias?name=toy&alias=challenger"
     administrator = f"admin:{SECRETS['MLFLOW_ADMIN_PASSWORD']}"
     code, body = topology.get(alias, administrator)
@@ -320,7 +312,3 @@ def test_after_a_restart_of_all_everything_is_still_there(topology: Topology, ru
     run_id = json.loads(body)["model_version"]["run_id"]
     card = f"{topology.url('mlflow')}/get-artifact?path=card.md&run_uuid={run_id}"  # through the server, which alone has the key
     assert topology.get(card, administrator) == (200, b"a card")
-
-
-def test_what_the_test_leaves_behind_is_no_password_file() -> None:
-    assert not (ROOT / "infra" / ".env").exists() or shutil.which("docker")
