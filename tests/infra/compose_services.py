@@ -1,4 +1,4 @@
-"""What infra/compose.yaml says of a service, with its variables filled in as compose does: for laws, and to run it as a process."""
+"""What infra/compose.yaml says of a service, its variables filled in as compose does: for laws, and to run it as a process."""
 
 import re
 from collections.abc import Mapping

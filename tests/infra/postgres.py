@@ -64,15 +64,11 @@ class Postgres:
         self._run("initdb", f"--pgdata={self.data}", "--no-sync", *options)
 
     def _readable(self, programs: Path) -> Path:
-        """As root: an installation that `nobody` can reach, whatever the permissions of the folders above it."""
-        if not self.user or not programs.is_relative_to(Path.home()) and not self._is_in_package(programs):
+        """As root: a copy that `nobody` can reach, unless it is the system's own installation."""
+        if not self.user or programs.is_relative_to(SYSTEM):
             return programs
         copied = shutil.copytree(programs.parent, self.folder / "installed", symlinks=True)
         return Path(copied) / "bin"
-
-    @staticmethod
-    def _is_in_package(programs: Path) -> bool:
-        return not programs.is_relative_to("/usr")
 
     def _run(self, program: str, *words: str) -> None:
         command = [str(self.programs / program), *words]

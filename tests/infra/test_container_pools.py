@@ -65,7 +65,7 @@ def configure(name: str, **job_variables: Any) -> Any:
 
 
 def manifest(**job_variables: Any) -> dict[str, Any]:
-    """The Job as the cluster gets it. Prefect wants two keys of a Job in the pod, too; the cluster drops what it does not know there."""
+    """The Job as the cluster gets it. Prefect insists on two keys of a Job in the pod, too, which the cluster drops there."""
     job: dict[str, Any] = configure("gpu-kubernetes", **job_variables).job_manifest
     for misplaced in ("parallelism", "completions"):
         job["spec"]["template"]["spec"].pop(misplaced)

@@ -1,4 +1,4 @@
-"""Laws of the images: linted, alike but for torch, nothing in them that is not committed; and their first command, run for real."""
+"""Laws of the images: linted, alike but for torch, nothing in them but the commit; and their first command, run for real."""
 
 import os
 import re

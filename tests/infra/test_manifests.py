@@ -1,4 +1,4 @@
-"""Laws of what is handed to a container engine or a cluster: every file against its schema, and what the schemas do not ask for."""
+"""Laws of what a container engine or a cluster is handed: every file against its schema, and what no schema asks for."""
 
 import re
 import shutil

@@ -1,7 +1,7 @@
-"""The services of infra/compose.yaml as plain processes: their own commands and environments, on a real PostgreSQL and an S3 server.
+"""The services of infra/compose.yaml as plain processes: their own commands and environments, a real PostgreSQL, an S3 server.
 
-Only addresses are exchanged (a container's name becomes 127.0.0.1 and a free port). What PostgreSQL and the bucket hold in the end is
-asked of them, not of the servers above; and it is still there when those have been started anew.
+Only addresses are exchanged (a container's name becomes 127.0.0.1 and a free port). What PostgreSQL and the bucket hold in the
+end is asked of them, not of the servers above; and it is still there when those have been started anew.
 """
 
 import base64
