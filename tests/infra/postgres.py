@@ -64,15 +64,18 @@ class Postgres:
         self._run("initdb", f"--pgdata={self.data}", "--no-sync", *options)
 
     def _readable(self, programs: Path) -> Path:
-        """As root: a copy that `nobody` can reach, unless it is the system's own installation."""
+        """As root: a copy that `nobody` can reach, unless it is the system's own. A wheel's libraries lie beside it."""
         if not self.user or programs.is_relative_to(SYSTEM):
             return programs
-        copied = shutil.copytree(programs.parent, self.folder / "installed", symlinks=True)
-        return Path(copied) / "bin"
+        package, packages = programs.parent.parent, programs.parent.parent.parent
+        for folder in [programs.parent, *packages.glob(f"{package.name}.libs")]:
+            shutil.copytree(folder, self.folder / "installed" / folder.relative_to(packages), symlinks=True)
+        return self.folder / "installed" / programs.relative_to(packages)
 
     def _run(self, program: str, *words: str) -> None:
         command = [str(self.programs / program), *words]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, **self.user)
+        process = subprocess.run(command, check=False, capture_output=True, text=True, cwd=self.folder, **self.user)
+        assert process.returncode == 0, process.stdout + process.stderr
 
     def start(self) -> None:
         command = [str(self.programs / "postgres"), "-D", str(self.data), "-h", "127.0.0.1", "-p", str(self.port)]

@@ -297,6 +297,19 @@ def test_no_password_stands_in_a_log_or_on_a_command_line(topology: Topology, ru
     assert [(name, secret) for name, text in texts.items() for secret in secrets if secret in text] == []
 
 
+def test_a_dump_of_the_registry_can_be_restored(topology: Topology, run: dict[str, Any]) -> None:
+    postgres, file = topology.postgres, topology.folder / "mlflow.dump"
+    environ = {**postgres.environ, "PGUSER": "postgres", "PGPASSWORD": SECRETS["POSTGRES_PASSWORD"]}
+    for command in (
+        ["pg_dump", "--format=custom", f"--file={file}", "mlflow"],
+        ["createdb", "--owner=mlflow", "restored"],
+        ["pg_restore", "--dbname=restored", str(file)],
+    ):
+        subprocess.run([postgres.programs / command[0], *command[1:]], env=environ, check=True)
+    versions = postgres.ask("restored", "postgres", SECRETS["POSTGRES_PASSWORD"], "select name, version from model_versions")
+    assert versions == EXPECTED["versions"]
+
+
 def test_after_a_restart_of_all_everything_is_still_there(topology: Topology, run: dict[str, Any]) -> None:
     topology.stop("prefect", "mlflow")
     topology.postgres.stop()
