@@ -48,6 +48,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
     PREFECT_HOME=/tmp/prefect \
+    PREFECT_SERVER_UI_STATIC_DIRECTORY=/tmp/prefect-ui \
     MPLCONFIGDIR=/tmp/matplotlib \
     XDG_CACHE_HOME=/tmp/cache \
     DVC_SITE_CACHE_DIR=/tmp/dvc \

@@ -105,10 +105,23 @@ class Topology:
         wanted = {key: self.on_loopback(str(value)) for key, value in self.services[name].get("environment", {}).items()}
         if "PGHOST" in wanted:
             wanted |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.postgres.port)}
-        ours = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
-        ours |= {"PREFECT_HOME": str(self.folder / f"prefect-home-{name}"), "PYTHONUNBUFFERED": "1"}
+        ours = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(self.folder)}
         ours |= {"PREFECT_WORKER_WEBSERVER_PORT": str(self.ports["worker-cpu"])}
-        return {**ours, **wanted}
+        return {**self.image_environ(name), **ours, **wanted}
+
+    def image_environ(self, name: str) -> dict[str, str]:
+        """What the image sets, in folders of ours."""
+        text = (
+            (ROOT / "infra" / "docker" / "cpu.Dockerfile")
+            .read_text(encoding="utf-8")
+            .partition("\nENV ")[2]
+            .partition("\nWORKDIR")[0]
+        )
+        pairs = dict(line.rstrip(" \\").split("=", 1) for line in text.splitlines())
+        folders = {"/tmp/": f"{self.folder}/tmp-{name}/", "/opt/ballast": str(ROOT)}
+        for place, folder in folders.items():
+            pairs = {key.strip(): value.replace(place, folder) for key, value in pairs.items()}
+        return pairs
 
     def command(self, name: str) -> list[str]:
         return [self.on_loopback(str(word)) for word in self.services[name]["command"]]
@@ -274,6 +287,7 @@ def test_the_servers_refuse_who_does_not_sign_in_and_mlflow_a_foreign_host(topol
     assert topology.get(flows, SECRETS["PREFECT_AUTH_STRING"])[0] == 200
     assert topology.get(experiments, administrator)[0] == 200
     assert topology.get(experiments, administrator, host="ballast.example")[0] == 403
+    assert b"<html" in topology.get(f"{topology.url('prefect')}/dashboard")[1]  # the page that asks for the password
 
 
 def test_a_role_enters_its_own_databases_only(topology: Topology) -> None:
