@@ -287,7 +287,7 @@ def test_the_servers_refuse_who_does_not_sign_in_and_mlflow_a_foreign_host(topol
     assert topology.get(flows, SECRETS["PREFECT_AUTH_STRING"])[0] == 200
     assert topology.get(experiments, administrator)[0] == 200
     assert topology.get(experiments, administrator, host="ballast.example")[0] == 403
-    assert b"<html" in topology.get(f"{topology.url('prefect')}/dashboard")[1]  # the page that asks for the password
+    assert b"<html" in topology.get(f"{topology.url('prefect')}/")[1]  # the page that asks for the password
 
 
 def test_a_role_enters_its_own_databases_only(topology: Topology) -> None:
