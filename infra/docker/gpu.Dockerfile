@@ -1,0 +1,64 @@
+# Stages on a GPU, and a worker for a GPU machine: as cpu.Dockerfile, with torch's CUDA build.
+#
+#   docker build -f infra/docker/gpu.Dockerfile -t ballast-gpu:0.1.0 .
+#
+# A plain Python base and no nvidia/cuda image: torch's wheels bring the CUDA libraries they were tested with (the nvidia-*
+# packages), and a CUDA base would hold the same libraries again, in another version. The driver comes from the machine, through
+# NVIDIA's container toolkit. There is no compiler in it: DeepSpeed's own operators would need a CUDA development image.
+ARG PYTHON_IMAGE=python:3.11.17-slim
+FROM ${PYTHON_IMAGE} AS base
+# Not pinned: Debian keeps only the newest build of a stable release's package, an exact version would stop the image from building.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git tini \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM base AS dependencies
+ARG PIP_EXTRA_INDEX_URL=
+WORKDIR /build
+COPY requirements.lock requirements-infra.lock ./
+COPY infra/install_lock.sh infra/
+RUN --mount=type=cache,target=/root/.cache --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    python -m venv /opt/venv \
+    && infra/install_lock.sh /opt/venv/bin/python requirements.lock requirements-infra.lock \
+    && /opt/venv/bin/python -c "import sys, torch; sys.exit(None if torch.version.cuda else 'this is no CUDA build of torch')"
+
+# A clone of the clone: what is not committed (.env, data, results) cannot get in, nor the remote's address with its token.
+FROM base AS checkout
+COPY .git /source/.git
+RUN git clone --quiet --no-local /source /opt/ballast \
+    && git -C /opt/ballast remote remove origin \
+    && mkdir -p /opt/ballast/.work /opt/ballast/.dvc/cache
+
+FROM base AS image
+RUN groupadd --gid 10001 ballast && useradd --uid 10001 --gid 10001 --create-home ballast
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=checkout --chown=10001:10001 /opt/ballast /opt/ballast
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/ballast \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    DO_NOT_TRACK=true \
+    ITERATIVE_DO_NOT_TRACK=true \
+    DVC_NO_ANALYTICS=1 \
+    GX_ANALYTICS_ENABLED=false \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+    PREFECT_HOME=/tmp/prefect \
+    PREFECT_SERVER_UI_STATIC_DIRECTORY=/tmp/prefect-ui \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    XDG_CACHE_HOME=/tmp/cache \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
+    HF_HOME=/opt/ballast/.work/huggingface
+WORKDIR /opt/ballast
+USER 10001:10001
+VOLUME ["/opt/ballast/.work", "/opt/ballast/.dvc/cache"]
+# One image for workers and stages: each role's own check stands where the role is given to it (compose, Kubernetes).
+HEALTHCHECK NONE
+ENTRYPOINT ["tini", "--", "/opt/ballast/infra/docker/entrypoint.sh"]
+CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1", "--with-healthcheck"]
