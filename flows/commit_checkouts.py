@@ -2,9 +2,8 @@
 
     with open_checkout(clone, commit, environ) as (folder, lock): …
 
-It is a git worktree with DVC's cache and settings of the clone and a link to its .venv. It stays for the next stage of the commit
-and for a stage that was killed and starts again (its checkpoints are in the .work there); old ones in which nobody works are
-removed. Whoever works there shares a lock; `lock`, handed on to the child processes, says so for as long as one of them lives.
+It is a git worktree with DVC's cache and settings of the clone, and links to its .venv and to what stages go on from when they were
+killed (checkpoints, finished shards). It stays for the next stage of the commit; old ones in which nobody works are removed. Whoever works there shares a lock; `lock`, handed on to the child processes, says so for as long as one of them lives.
 """
 
 import fcntl
@@ -21,6 +20,8 @@ from flows.remote_settings import write_settings
 
 CHECKOUTS = Path(".work/checkouts")
 NUM_KEPT = 3
+RESUMED = ("post_train", "score_tokens", "teacher_cache")
+"""What stages go on from lies in the clone's .work, for all checkouts: a volume of a container is mounted there."""
 GIT_SECONDS = 600.0
 
 
@@ -56,6 +57,9 @@ def make_checkout(root: Path, folder: Path, commit: str, environ: Mapping[str, s
     if (root / ".venv").exists() and not (folder / ".venv").exists():
         (folder / ".venv").symlink_to((root / ".venv").resolve())
     (folder / ".work").mkdir(exist_ok=True)
+    for name in RESUMED:  # keyed by what they were made from: another commit's checkout may go on with them
+        (root / ".work" / name).mkdir(parents=True, exist_ok=True)
+        (folder / ".work" / name).symlink_to(root / ".work" / name)
     mark_of(folder).touch()
 
 

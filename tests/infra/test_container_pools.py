@@ -181,7 +181,7 @@ def test_a_job_has_a_gpu_its_secrets_by_reference_its_states_on_a_volume_and_tim
     assert by_reference == names
     assert not {entry["name"] for entry in container["env"] if "value" in entry} & names
     states = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "work"}
-    assert states == {f"/opt/ballast/.work/{name}" for name in ("post_train", "score_tokens", "teacher_cache")}
+    assert states == {f"/opt/ballast/.work/{name}" for name in ("post_train", "score_tokens")}
     assert job["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "stage"  # for the network policies
     assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
     assert "python -m prefect.engine" in " ".join(container["args"]) or "prefect flow-run execute" in " ".join(container["args"])
