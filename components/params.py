@@ -15,7 +15,7 @@ from components.data_params import DataContractParams, DataParams
 from components.errors import ParamsError
 from components.param_secrets import refuse_secrets
 from components.param_types import CellName, Count, Section, Weight
-from components.run_params import RoutingParams
+from components.run_params import LaunchParams, RoutingParams
 
 PARAMS_FILE = ROOT / "params.yaml"
 
@@ -326,6 +326,7 @@ class Params(Section):
     comparison: ComparisonParams
     registration: RegistrationParams
     compute: ComputeParams
+    launch: LaunchParams = LaunchParams()
     routing: RoutingParams = RoutingParams()
 
     @model_validator(mode="after")
@@ -342,6 +343,16 @@ class Params(Section):
         if self.data.source == "embedded" and self.base_model.source != "embedded":
             raise ValueError(
                 "data.source 'embedded' is the language of the embedded base; with your own model set data.source: files"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_share_a_step(self) -> Self:
+        batch_size, num_processes = self.training.batch_size, self.launch.num_processes
+        if batch_size % (self.training.micro_batch_size * num_processes):
+            raise ValueError(
+                f"launch.num_processes {num_processes}: training.batch_size {batch_size} is not a multiple of micro_batch_size "
+                f"{self.training.micro_batch_size} x {num_processes} processes; lower training.micro_batch_size"
             )
         return self
 
