@@ -178,7 +178,7 @@ def failure_of(reports: Mapping[int, dict[str, Any]], said: Said, code: int, fol
     broken = [(rank, status) for rank, status, _ in failures if status > 0]
     rank, status = broken[0] if broken else (0, code or 1)
     words = list(said.ranks.get(rank, ())) or list(said.launcher)[-NUM_KEPT_LINES:]
-    return with_code(status, "\n".join([f"rank {rank} failed with code {status}. Its last words (all of them: {folder}):", *words]))
+    return with_code(status, "\n".join([f"rank {rank} failed with code {status}. (all that was said: {folder}):", *words]))
 
 
 def name_of(number: int) -> str:

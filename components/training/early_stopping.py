@@ -17,6 +17,7 @@ from components.params import EarlyStoppingParams
 from components.training.callbacks import MetricSink, Observer
 from components.training.ranks import from_first, wait_for_all
 from components.training.sharded_state import split_like, whole
+from components.training.sharding import reshard
 from components.training.target_scoring import ScoredRow, score_targets
 
 BATCH_TOKENS = 8192
@@ -88,7 +89,8 @@ class EarlyStopping(Observer):
         return self._folder / f"step-{self._best_step}.safetensors"
 
     def _keep(self, model: nn.Module, *, writes: bool) -> None:
-        """Trained weights only: with an adapter the base's own stay where they are. Whole or not at all; no rank goes on before."""
+        """Trained weights only: with an adapter the base's own stay where they are. Whole, before any rank goes on."""
+        reshard(model)
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         kept = {name: whole(weight, writes) for name, weight in trained.items()}  # of shards every rank sends its own
         if writes:
@@ -102,6 +104,7 @@ class EarlyStopping(Observer):
         """Put the best look's weights into the model; returns its step."""
         if self._best_step:
             kept = load_file(self._file())
+            reshard(model)
             with torch.no_grad():
                 for name, weight in model.named_parameters():
                     if name in kept:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from components.errors import ParamsError, TrainingError
 from components.models import select_device
 from components.run_params import LaunchParams
+from components.training.sharding import reshard
 
 if TYPE_CHECKING:
     from components.params import ComputeParams
@@ -102,17 +103,17 @@ def refuse_other_engine(launch: LaunchParams, device: torch.device, variables: M
     found = {name: variables.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("FSDP", "DEEPSPEED")}
     if found["FSDP"] and device.type == "cpu":
         raise TrainingError(
-            "accelerate leaves out its FSDP on CPU without a word, and every rank would hold the whole model. Leave launch.config "
-            "at null: engine fsdp2 then shards by torch itself, on CPU too"
+            "accelerate leaves out its FSDP on CPU without a word, and every rank would hold the whole model. Set launch.config: "
+            "null, then engine fsdp2 shards by torch itself, on CPU too"
         )
     allowed = {"fsdp2": ("FSDP",), "deepspeed_zero3": ("DEEPSPEED",)}.get(launch.engine, ())
     for name, is_on in found.items():
         if is_on and name not in allowed:
-            raise ParamsError(f"the configuration of accelerate switches {name} on, params.yaml says launch.engine: {launch.engine}")
+            raise ParamsError(f"accelerate's configuration switches {name} on, params.yaml says launch.engine: {launch.engine}")
     if launch.engine == "deepspeed_zero3" and not found["DEEPSPEED"]:
         raise TrainingError(
             "launch.engine is deepspeed_zero3, but these ranks were started without a DeepSpeed configuration. Start them with: "
-            "accelerate launch --config_file infra/accelerate/deepspeed_zero3.yaml --num_processes <ranks> -m flows.post_train ..."
+            "accelerate launch --config_file infra/accelerate/deepspeed_zero3.yaml --num_processes <ranks> -m flows.post_train"
         )
 
 
@@ -141,6 +142,7 @@ def refuse_whole_copies(trainer: Any, *, is_sharded: bool) -> None:
     count = distributed.get_world_size() if distributed.is_initialized() else 1
     if trainer.accelerator.num_processes != count:
         raise TrainingError(f"{count} ranks are here, and the Trainer trains with {trainer.accelerator.num_processes}. {START}")
+    reshard(trainer.model)
     whole = [name for name, parameter in trainer.model.named_parameters() if not isinstance(parameter, DTensor)]
     if is_sharded and whole:
         raise TrainingError(f"engine fsdp2 was to shard every weight, and {len(whole)} are whole (for example {min(whole)})")
@@ -168,6 +170,6 @@ def refuse_different(what: str, value: str) -> None:
     distributed.all_gather_object(found, value)
     if len(set(found)) > 1:
         raise TrainingError(
-            f"the ranks see different files ({what}: {', '.join(map(str, found))}). .work and artifacts must lie on one disk that "
-            "every machine sees"
+            f"the ranks see different files ({what}: {', '.join(map(str, found))}). .work and artifacts must lie on one disk "
+            "that every machine sees"
         )

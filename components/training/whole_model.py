@@ -9,6 +9,7 @@ from components.objectives.model_head import causal_lm
 from components.params import LoraParams
 from components.training.lora import add_adapter, merge_adapter
 from components.training.sharded_state import whole_weights
+from components.training.sharding import reshard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def whole_model(trainer: "ObjectiveTrainer", student: Any, lora: LoraParams) -> "PreTrainedModel":
     """The student with its adapter merged in. Of a sharded one the first rank gets a whole copy, on the CPU, and every other
     rank its own slices back; every rank must call this."""
+    reshard(student)
     is_cut = trainer.is_deepspeed_enabled or any(isinstance(parameter, DTensor) for parameter in student.parameters())
     if not is_cut:
         return merge_adapter(student) if lora.enabled else student
