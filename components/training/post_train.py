@@ -25,7 +25,7 @@ from components.training.packing import prove_packing
 from components.training.progress import show_progress
 from components.training.ranks import refuse_different
 from components.training.row_order import RowOrder, spread_rows
-from components.training.sharding import shard_model
+from components.training.sharding import reshard, shard_model
 from components.training.student_loss import StudentLoss
 from components.training.target_scoring import ScoredRow
 from components.training.trainer import ObjectiveTrainer
@@ -111,6 +111,7 @@ def post_train_model(
         student_loss=student_loss,
     )
     prove_rows(student, rows, cache, params, pad_token_id)
+    reshard(student)  # or the optimiser would be given the passing whole copies of those forward passes
     probe = None if make_probe is None else make_probe(trainer)
     stopper = early_stopping(params, validation, pad_token_id, work, sink)
     add_observers(trainer, early_stopping=stopper, probe=probe)  # in this order: the probe must know which step is the last

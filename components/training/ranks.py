@@ -142,10 +142,14 @@ def refuse_whole_copies(trainer: Any, *, is_sharded: bool) -> None:
     count = distributed.get_world_size() if distributed.is_initialized() else 1
     if trainer.accelerator.num_processes != count:
         raise TrainingError(f"{count} ranks are here, and the Trainer trains with {trainer.accelerator.num_processes}. {START}")
+    if not is_sharded:
+        return
     reshard(trainer.model)
     whole = [name for name, parameter in trainer.model.named_parameters() if not isinstance(parameter, DTensor)]
-    if is_sharded and whole:
+    if whole:
         raise TrainingError(f"engine fsdp2 was to shard every weight, and {len(whole)} are whole (for example {min(whole)})")
+    stepped = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert all(isinstance(parameter, DTensor) for parameter in stepped), "the optimiser steps passing copies of the weights"
 
 
 def from_first(value: float, model: nn.Module) -> float:

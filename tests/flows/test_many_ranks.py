@@ -54,7 +54,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def shrink(params: dict[str, Any]) -> None:
-    params.update(presets=["uncertainty_aware"], seeds=[0], objective={"uncertainty_aware": params["objective"]["uncertainty_aware"]})
+    objective = {"uncertainty_aware": params["objective"]["uncertainty_aware"]}
+    params.update(presets=["uncertainty_aware"], seeds=[0], objective=objective)
     params["registration"]["candidate"] = "uncertainty_aware"
     params["world"].update(num_train_examples=48, num_validation_examples=12, num_test_examples=24, num_ood_items_per_task=8)
     params["base_model"].update(num_steps=60, batch_size=16, hidden_size=32)
@@ -65,7 +66,8 @@ def shrink(params: dict[str, Any]) -> None:
 
 
 def launch_params(folder: Path, engine: str, num_processes: int, **changes: Any) -> None:
-    edit_params(folder, lambda params: params["launch"].update(engine=engine, num_processes=num_processes, config=None, **changes))
+    wanted = {"engine": engine, "num_processes": num_processes, "config": None, **changes}
+    edit_params(folder, lambda params: params["launch"].update(wanted))
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
