@@ -34,7 +34,9 @@ REPORTS = "BALLAST_RANK_REPORTS"
 NUM_KEPT_LINES = 25
 DEEPSPEED = "infra/accelerate/deepspeed_zero3.yaml"
 RANK_LINE = re.compile(r"^\[[a-z_]+(\d+)\]:(.*)$", re.DOTALL)
-FAILURE = re.compile(r"rank\s*: (\d+) .*?exitcode\s*: (-?\d+) \(pid: (\d+)\)", re.DOTALL)
+FAILURE = re.compile(r"^\s+rank\s+: (\d+) .*?^\s+exitcode\s+: (-?\d+) \(pid: (\d+)\)", re.DOTALL | re.MULTILINE)
+CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)
+"""What ranks die of when another one has failed: torchrun's SIGTERM, or NCCL that waited in vain."""
 StageFunction = Callable[..., dict[str, Any]]
 
 
@@ -163,22 +165,29 @@ def reports_of(folder: Path) -> dict[int, dict[str, Any]]:
 def failure_of(reports: Mapping[int, dict[str, Any]], said: Said, code: int, folder: Path) -> BallastError:
     """The first failure, not those that follow from it: a rank that is killed breaks the connections of the others."""
     failures = [tuple(map(int, found)) for found in FAILURE.findall("\n".join(said.launcher))]
-    killed = [(rank, -status, pid) for rank, status, pid in failures if status < 0 and rank not in reports]
+    killed = [(rank, -status, process) for rank, status, process in failures if status < 0 and rank not in reports]
+    for rank, number, process in killed:
+        if number not in CONSEQUENCES:
+            return killed_rank(rank, number, process)
     reported = sorted((one["seconds"], rank) for rank, one in reports.items() if one["code"])
-    if killed:
-        rank, number, pid = min(killed, key=lambda one: (one[1] == signal.SIGABRT, one[0]))  # NCCL aborts those left behind
-        return with_code(
-            128 + number,
-            f"rank {rank} (process {pid}) was killed by signal {number} ({name_of(number)}), and the others were ended. Signal 9 "
-            "often means that memory ran out. The same command goes on from the last checkpoint",
-        )
     if reported:
         one = reports[reported[0][1]]
         return with_code(one["code"], str(one["message"]))
     broken = [(rank, status) for rank, status, _ in failures if status > 0]
+    if killed and not broken:
+        return killed_rank(*killed[0])
     rank, status = broken[0] if broken else (0, code or 1)
     words = list(said.ranks.get(rank, ())) or list(said.launcher)[-NUM_KEPT_LINES:]
-    return with_code(status, "\n".join([f"rank {rank} failed with code {status}. (all that was said: {folder}):", *words]))
+    head = f"rank {rank} failed with code {status}; all that was said lies in {folder}, and its last words were:"
+    return with_code(status, "\n".join([head, *words]))
+
+
+def killed_rank(rank: int, number: int, process: int) -> BallastError:
+    return with_code(
+        128 + number,
+        f"rank {rank} (process {process}) was killed by signal {number} ({name_of(number)}), and the others were ended. Signal 9 "
+        "often means that memory ran out. The same command goes on from the last checkpoint",
+    )
 
 
 def name_of(number: int) -> str:
