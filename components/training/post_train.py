@@ -86,16 +86,13 @@ def post_train_model(
     """Train `model` on `rows`; checkpoints live in `work`, and a run that finds one there goes on from it.
 
     `cache` may be None where the objective needs no teacher, `scores` where it needs no column, the token classes [V] where
-    no class is protected, `validation` where nothing stops early. Every rank must call this; `shards`: each keeps its slice of
-    the weights only, and the whole model is found on the first.
+    no class is protected, `validation` where nothing stops early. `shards`: each rank holds a slice, the first gets the whole.
     """
     set_seed(seed)
     refuse_missing_inputs(objective, cache, scores, class_of_token_V)
     warn_of(objective, work.name)
-    checkpoint = latest_checkpoint(work)
-    refuse_different("checkpoint", "none" if checkpoint is None else checkpoint.name)
+    checkpoint = agreed_checkpoint(work)
     student = add_adapter(model, params.lora) if params.lora.enabled else model
-    student_loss = sharded_loss(objective, student, device) if shards else None
     trainer = build_trainer(
         student,
         rows,
@@ -108,10 +105,9 @@ def post_train_model(
         work=work,
         scores=scores,
         class_of_token_V=class_of_token_V,
-        student_loss=student_loss,
+        student_loss=sharded_loss(objective, student, device) if shards else None,
     )
     prove_rows(student, rows, cache, params, pad_token_id)
-    reshard(student)  # or the optimiser would be given the passing whole copies of those forward passes
     probe = None if make_probe is None else make_probe(trainer)
     stopper = early_stopping(params, validation, pad_token_id, work, sink)
     add_observers(trainer, early_stopping=stopper, probe=probe)  # in this order: the probe must know which step is the last
@@ -119,6 +115,13 @@ def post_train_model(
     result = result_of(trainer, student, params.lora, checkpoint, stopper, probe, sink)
     num_inputs, num_targets = tokens_of_steps(trainer, rows)
     return replace(result, num_steps=trainer.state.global_step, num_input_tokens=num_inputs, num_target_tokens=num_targets)
+
+
+def agreed_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint, the same one for every rank."""
+    checkpoint = latest_checkpoint(work)
+    refuse_different("checkpoint", "none" if checkpoint is None else checkpoint.name)
+    return checkpoint
 
 
 def sharded_loss(objective: Objective, student: Any, device: torch.device) -> StudentLoss:
@@ -146,6 +149,7 @@ def prove_rows(
     if cache is not None:
         proof = TeacherCollator(pad_token_id, cache, packing=params.packing)
         prove_alignment(student, proof(spread), cache.manifest.identity.precision, cache.manifest.identity.temperature)
+    reshard(student)  # or the optimiser would be given the passing whole copies of these forward passes
 
 
 def add_observers(trainer: ObjectiveTrainer, **observers: Observer | None) -> None:

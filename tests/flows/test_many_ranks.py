@@ -230,4 +230,7 @@ def test_what_cannot_be_shared_is_refused_before_any_rank_is_started(project: Pa
     assert code == 2 and "batch_size 8 is not a multiple of micro_batch_size 2 x 3 processes" in errors
     launch_params(project, "deepspeed_zero3", 2)
     code, _, errors = end(start(project))
+    assert code == 2 and "early_stopping cannot keep and put back weights that DeepSpeed holds" in errors
+    edit_params(project, lambda params: params["training"]["early_stopping"].update(enabled=False))
+    code, _, errors = end(start(project))
     assert code == 2 and "pip install deepspeed" in errors
