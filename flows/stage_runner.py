@@ -20,7 +20,7 @@ from components.artifacts import COSTS, ROOT, WORK, write_json
 from components.errors import BallastError, ParamsError
 from components.params import Params, load_params
 from components.plain_names import plain_name
-from flows.launch import in_ranks, is_rank, is_silent_rank, report
+from flows.launch import in_ranks, is_rank, is_silent_rank, is_started_rank, leave_at_once, report
 from flows.prefect_access import access_errors
 from flows.warm_start import die_with_parent, run_warm
 
@@ -52,6 +52,8 @@ def main(function: StageFunction) -> None:
     if not is_silent_rank():
         write_timing(function.__name__, sys.argv[1:], {"wall_seconds": time.time() - started + _seconds_before(started)})
     sys.stdout.flush()
+    if is_started_rank():
+        leave_at_once(code)
     sys.exit(code)
 
 
