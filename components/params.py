@@ -348,17 +348,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _ranks_share_a_step(self) -> Self:
-        if self.launch.engine == "deepspeed_zero3" and self.training.early_stopping.enabled:
-            raise ValueError(
-                "launch.engine deepspeed_zero3: training.early_stopping cannot keep and put back weights that DeepSpeed holds; "
-                "switch it off, or set launch.engine: fsdp2"
-            )
-        batch_size, num_processes = self.training.batch_size, self.launch.num_processes
-        if batch_size % (self.training.micro_batch_size * num_processes):
-            raise ValueError(
-                f"launch.num_processes {num_processes}: training.batch_size {batch_size} is not a multiple of micro_batch_size "
-                f"{self.training.micro_batch_size} x {num_processes} processes; lower training.micro_batch_size"
-            )
+        training = self.training
+        self.launch.refuse_what_cannot_be_shared(
+            training.batch_size, training.micro_batch_size, stops_early=training.early_stopping.enabled
+        )
         return self
 
 

@@ -70,3 +70,16 @@ class LaunchParams(Section):
         if self.engine != "single" and self.num_processes == 1:
             raise ValueError(f"engine {self.engine!r} shares the work of several processes; set num_processes, or engine: single")
         return self
+
+    def refuse_what_cannot_be_shared(self, batch_size: int, micro_batch_size: int, *, stops_early: bool) -> None:
+        """A step of the training is whole micro-batches on every rank."""
+        if self.engine == "deepspeed_zero3" and stops_early:
+            raise ValueError(
+                "launch.engine deepspeed_zero3: training.early_stopping cannot keep and put back weights that DeepSpeed holds; "
+                "switch it off, or set launch.engine: fsdp2"
+            )
+        if batch_size % (micro_batch_size * self.num_processes):
+            raise ValueError(
+                f"launch.num_processes {self.num_processes}: training.batch_size {batch_size} is not a multiple of "
+                f"micro_batch_size {micro_batch_size} x {self.num_processes} processes; lower training.micro_batch_size"
+            )
