@@ -15,7 +15,7 @@ from components.data_params import DataContractParams, DataParams
 from components.errors import ParamsError
 from components.param_secrets import refuse_secrets
 from components.param_types import CellName, Count, Section, Weight
-from components.run_params import RoutingParams
+from components.run_params import LaunchParams, RoutingParams
 
 PARAMS_FILE = ROOT / "params.yaml"
 
@@ -326,6 +326,7 @@ class Params(Section):
     comparison: ComparisonParams
     registration: RegistrationParams
     compute: ComputeParams
+    launch: LaunchParams = LaunchParams()
     routing: RoutingParams = RoutingParams()
 
     @model_validator(mode="after")
@@ -343,6 +344,14 @@ class Params(Section):
             raise ValueError(
                 "data.source 'embedded' is the language of the embedded base; with your own model set data.source: files"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_share_a_step(self) -> Self:
+        training = self.training
+        self.launch.refuse_what_cannot_be_shared(
+            training.batch_size, training.micro_batch_size, stops_early=training.early_stopping.enabled
+        )
         return self
 
 

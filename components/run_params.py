@@ -1,4 +1,4 @@
-"""Where stages run: which work pool takes which stage. Read by flows.pipeline alone, so that editing it reruns nothing."""
+"""Where stages run: which work pool takes which stage (read by flows.pipeline alone), and how many processes share a training."""
 
 from typing import Annotated, Literal, Self
 
@@ -46,3 +46,40 @@ class RoutingParams(Section):
 
     def num_at_once(self, pool: str) -> int:
         return self.num_at_once_here if pool == HERE else self.pools[pool].num_at_once
+
+
+class LaunchParams(Section):
+    """On how many processes (ranks) a training runs, and what makes one training of them: docs/many-gpus.md.
+
+    Never part of what decides a model: more ranks share the same steps.
+    """
+
+    engine: Literal["single", "ddp", "fsdp2", "deepspeed_zero3"] = "single"
+    num_processes: Count = 1
+    """Ranks in all, on all machines; the stage starts them here unless it is one of them already (RANK is set)."""
+    config: str | None = None
+    """An accelerate configuration of one's own. None: torchrun for ddp and fsdp2, infra/accelerate/deepspeed_zero3.yaml."""
+
+    @model_validator(mode="after")
+    def _several_processes_need_an_engine(self) -> Self:
+        if self.engine == "single" and (self.num_processes > 1 or self.config is not None):
+            raise ValueError(
+                f"engine 'single' is one process, without a configuration; for {self.num_processes} processes set engine: ddp "
+                "(the model fits on one GPU) or fsdp2 (it does not)"
+            )
+        if self.engine != "single" and self.num_processes == 1:
+            raise ValueError(f"engine {self.engine!r} shares the work of several processes; set num_processes, or engine: single")
+        return self
+
+    def refuse_what_cannot_be_shared(self, batch_size: int, micro_batch_size: int, *, stops_early: bool) -> None:
+        """A step of the training is whole micro-batches on every rank."""
+        if self.engine == "deepspeed_zero3" and stops_early:
+            raise ValueError(
+                "launch.engine deepspeed_zero3: training.early_stopping cannot keep and put back weights that DeepSpeed holds; "
+                "switch it off, or set launch.engine: fsdp2"
+            )
+        if batch_size % (micro_batch_size * self.num_processes):
+            raise ValueError(
+                f"launch.num_processes {self.num_processes}: training.batch_size {batch_size} is not a multiple of "
+                f"micro_batch_size {micro_batch_size} x {self.num_processes} processes; lower training.micro_batch_size"
+            )

@@ -20,6 +20,7 @@ from components.artifacts import COSTS, ROOT, WORK, write_json
 from components.errors import BallastError, ParamsError
 from components.params import Params, load_params
 from components.plain_names import plain_name
+from flows.launch import in_ranks, is_rank, is_silent_rank, is_started_rank, leave_at_once, report
 from flows.prefect_access import access_errors
 from flows.warm_start import die_with_parent, run_warm
 
@@ -44,12 +45,15 @@ def main(function: StageFunction) -> None:
     started = time.time()
     progress = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": LOG_INTERVAL_SECONDS, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.update({name: value for name, value in {**QUIET, **progress}.items() if name not in os.environ})
-    code = run_warm(f"flows.{function.__name__}", sys.argv[1:])
+    code = None if is_rank() else run_warm(f"flows.{function.__name__}", sys.argv[1:])
     if code is None:
         die_with_parent()
         code = run_here(function, sys.argv[1:])
-    write_timing(function.__name__, sys.argv[1:], {"wall_seconds": time.time() - started + _seconds_before(started)})
+    if not is_silent_rank():
+        write_timing(function.__name__, sys.argv[1:], {"wall_seconds": time.time() - started + _seconds_before(started)})
     sys.stdout.flush()
+    if is_started_rank():
+        leave_at_once(code)
     sys.exit(code)
 
 
@@ -58,14 +62,20 @@ def run_here(function: StageFunction, cell: list[str]) -> int:
     started = time.perf_counter()
     try:
         arguments = bind_arguments(function, cell, checked_params())
-        if url := os.environ.get("PREFECT_API_URL"):
+        work = in_ranks(function, cell, arguments.get("launch"))
+        url = os.environ.get("PREFECT_API_URL")
+        if url and not is_silent_rank():
             with access_errors(url):
-                result = tracked(function, cell)(**arguments)
+                result = tracked(work, cell)(**arguments)
         else:
-            result = function(**arguments)
+            result = work(**arguments)
     except BallastError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not report(error.exit_code, str(error)):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    report(0, result=result)
+    if is_silent_rank() or work is not function:
+        return 0  # the first rank tells what it has cost
     figures = {"work_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     write_timing(function.__name__, cell, figures)
     write_costs(function.__name__, cell, {**amounts(result), **figures, **_device()})

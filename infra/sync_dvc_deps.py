@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC_YAML = ROOT / "dvc.yaml"
-OBSERVERS = ("flows.stage_runner", "flows.warm_", "components.tracking")
-OBSERVERS_BUT_FOR = {"register_model": ("flows.stage_runner", "flows.warm_")}
+RUNNERS = ("flows.stage_runner", "flows.launch", "flows.child_process", "flows.warm_")
+OBSERVERS = (*RUNNERS, "components.tracking")
+OBSERVERS_BUT_FOR = {"register_model": RUNNERS}
 """Registering is tracking, so there the tracking modules count."""
 
 

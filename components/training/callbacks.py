@@ -13,7 +13,9 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.artifacts import write_json
+from components.errors import TrainingError
 from components.training.checkpoints import seal_checkpoint
+from components.training.ranks import refuse_whole_copies
 
 if TYPE_CHECKING:
     from components.training.trainer import ObjectiveTrainer
@@ -38,6 +40,9 @@ class ObjectiveCallback(TrainerCallback):
     def __init__(self, trainer: "ObjectiveTrainer") -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        refuse_whole_copies(self._trainer, is_sharded=self._trainer.is_sharded or self._trainer.is_fsdp_enabled)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.finish_step()
         if state.global_step >= state.max_steps:
@@ -48,13 +53,26 @@ class ObjectiveCallback(TrainerCallback):
         self._trainer.accelerator.wait_for_everyone()  # each rank writes a file of its own into the checkpoint
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            write_json(folder / OBJECTIVE_STATE, objective_state)
+            write_json(folder / OBJECTIVE_STATE, {**objective_state, "form": checkpoint_form(self._trainer)})
             seal_checkpoint(folder)
 
 
+def checkpoint_form(trainer: "ObjectiveTrainer") -> str:
+    """Who can go on from its checkpoints: any number of ranks from `whole` ones, else only ranks like these."""
+    engine = "DeepSpeed" if trainer.is_deepspeed_enabled else "accelerate's FSDP" if trainer.is_fsdp_enabled else None
+    return "whole" if engine is None else f"{engine} on {trainer.accelerator.num_processes} processes"
+
+
 def restore_objective(trainer: "ObjectiveTrainer", checkpoint: Path) -> None:
-    """Give the trainer the objective's state of a checkpoint."""
-    trainer.load_state_dict(json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8")))
+    """Give the trainer the objective's state of a checkpoint, unless the weights beside it are cut for other ranks than these."""
+    state = json.loads((checkpoint / OBJECTIVE_STATE).read_text(encoding="utf-8"))
+    written, read = state.get("form", "whole"), checkpoint_form(trainer)
+    if written != read:
+        raise TrainingError(
+            f"{checkpoint} was written by another engine (form: {written}) than this run reads (form: {read}). Give `launch` in "
+            f"params.yaml its old values to go on, or start anew after: rm -r {checkpoint.parent}"
+        )
+    trainer.load_state_dict(state)
 
 
 class MetricSinkCallback(TrainerCallback):

@@ -15,6 +15,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from components.params import EarlyStoppingParams
 from components.training.callbacks import MetricSink, Observer
+from components.training.ranks import from_first, wait_for_all
+from components.training.sharded_state import split_like, whole
+from components.training.sharding import reshard
 from components.training.target_scoring import ScoredRow, score_targets
 
 BATCH_TOKENS = 8192
@@ -58,14 +61,13 @@ class EarlyStopping(Observer):
         if state.global_step % self._params.every_steps and state.global_step < state.max_steps:
             return
         model: nn.Module = given["model"]
-        nll = self._validation_nll(model)
+        nll = from_first(self._validation_nll(model), model)
         self._looks.append((state.global_step, nll))
         if self._sink is not None and state.is_world_process_zero:
             self._sink(state.global_step, {"early_stopping/validation_nll": nll})
         if nll < self._best_nll - self._params.min_delta_nats:
             self._best_nll, self._best_step, self._num_worse = nll, state.global_step, 0
-            if state.is_world_process_zero:
-                self._keep(model)
+            self._keep(model, writes=state.is_world_process_zero)
             return
         self._num_worse += 1
         if self.is_over:
@@ -86,22 +88,27 @@ class EarlyStopping(Observer):
     def _file(self) -> Path:
         return self._folder / f"step-{self._best_step}.safetensors"
 
-    def _keep(self, model: nn.Module) -> None:
-        """Trained weights only: with an adapter the base's own stay where they are. Whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        kept = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
-        partial = self._file().with_suffix(".partial")
-        save_file(kept, partial)
-        partial.replace(self._file())
+    def _keep(self, model: nn.Module, *, writes: bool) -> None:
+        """Trained weights only: with an adapter the base's own stay where they are. Whole, before any rank goes on."""
+        reshard(model)
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        kept = {name: whole(weight, writes) for name, weight in trained.items()}  # of shards every rank sends its own
+        if writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = self._file().with_suffix(".partial")
+            save_file({name: weight.contiguous() for name, weight in kept.items()}, partial)
+            partial.replace(self._file())
+        wait_for_all()
 
     def restore_best(self, model: nn.Module) -> int:
         """Put the best look's weights into the model; returns its step."""
         if self._best_step:
             kept = load_file(self._file())
+            reshard(model)
             with torch.no_grad():
                 for name, weight in model.named_parameters():
                     if name in kept:
-                        weight.copy_(kept[name])
+                        weight.copy_(split_like(kept[name], weight))
         return self._best_step
 
     def state_dict(self) -> dict[str, Any]:

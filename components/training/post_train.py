@@ -13,20 +13,24 @@ from components.data.training_rows import TrainingRow, count_targets
 from components.errors import InterruptedStageError
 from components.objectives.objective import Objective
 from components.objectives.resolve import warnings_of
-from components.params import TrainingParams
+from components.params import LoraParams, TrainingParams
 from components.teacher_cache.reader import TeacherCacheReader
 from components.training.alignment import prove_alignment
 from components.training.callbacks import MetricSink, MetricSinkCallback, Observer, StopSignalCallback, restore_objective
 from components.training.checkpoints import latest_checkpoint
 from components.training.collator import ScoreSource, TeacherCollator
 from components.training.early_stopping import EarlyStopping
-from components.training.lora import add_adapter, merge_adapter
+from components.training.lora import add_adapter
 from components.training.packing import prove_packing
 from components.training.progress import show_progress
+from components.training.ranks import refuse_different
 from components.training.row_order import RowOrder, spread_rows
+from components.training.sharding import reshard, shard_model
+from components.training.student_loss import StudentLoss
 from components.training.target_scoring import ScoredRow
 from components.training.trainer import ObjectiveTrainer
 from components.training.trainer_setup import build_trainer, refuse_missing_inputs
+from components.training.whole_model import whole_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,16 +81,17 @@ def post_train_model(
     class_of_token_V: torch.Tensor | None = None,
     validation: Sequence[ScoredRow] = (),
     make_probe: Callable[[ObjectiveTrainer], "TrainingProbe"] | None = None,
+    shards: bool = False,
 ) -> PostTrainingResult:
     """Train `model` on `rows`; checkpoints live in `work`, and a run that finds one there goes on from it.
 
     `cache` may be None where the objective needs no teacher, `scores` where it needs no column, the token classes [V] where
-    no class is protected, `validation` where nothing stops early.
+    no class is protected, `validation` where nothing stops early. `shards`: each rank holds a slice, the first gets the whole.
     """
     set_seed(seed)
     refuse_missing_inputs(objective, cache, scores, class_of_token_V)
     warn_of(objective, work.name)
-    checkpoint = latest_checkpoint(work)
+    checkpoint = agreed_checkpoint(work)
     student = add_adapter(model, params.lora) if params.lora.enabled else model
     trainer = build_trainer(
         student,
@@ -100,15 +105,30 @@ def post_train_model(
         work=work,
         scores=scores,
         class_of_token_V=class_of_token_V,
+        student_loss=sharded_loss(objective, student, device) if shards else None,
     )
     prove_rows(student, rows, cache, params, pad_token_id)
     probe = None if make_probe is None else make_probe(trainer)
     stopper = early_stopping(params, validation, pad_token_id, work, sink)
     add_observers(trainer, early_stopping=stopper, probe=probe)  # in this order: the probe must know which step is the last
     run_to_the_end(trainer, checkpoint, stopper, sink)
-    result = result_of(trainer, student, params.lora.enabled, checkpoint, stopper, probe, sink)
+    result = result_of(trainer, student, params.lora, checkpoint, stopper, probe, sink)
     num_inputs, num_targets = tokens_of_steps(trainer, rows)
     return replace(result, num_steps=trainer.state.global_step, num_input_tokens=num_inputs, num_target_tokens=num_targets)
+
+
+def agreed_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint, the same one for every rank."""
+    checkpoint = latest_checkpoint(work)
+    refuse_different("checkpoint", "none" if checkpoint is None else checkpoint.name)
+    return checkpoint
+
+
+def sharded_loss(objective: Objective, student: Any, device: torch.device) -> StudentLoss:
+    """Cut the student over the ranks; its loss is made before, for an online teacher stays whole."""
+    student_loss = StudentLoss(objective, student.to(device))
+    shard_model(student)
+    return student_loss
 
 
 def warn_of(objective: Objective, name: str) -> None:
@@ -129,6 +149,7 @@ def prove_rows(
     if cache is not None:
         proof = TeacherCollator(pad_token_id, cache, packing=params.packing)
         prove_alignment(student, proof(spread), cache.manifest.identity.precision, cache.manifest.identity.temperature)
+    reshard(student)  # or the optimiser would be given the passing whole copies of these forward passes
 
 
 def add_observers(trainer: ObjectiveTrainer, **observers: Observer | None) -> None:
@@ -190,7 +211,7 @@ def probe_record(probe: "TrainingProbe", stopper: EarlyStopping | None, best_ste
 def result_of(
     trainer: ObjectiveTrainer,
     student: Any,
-    has_adapter: bool,
+    lora: LoraParams,
     checkpoint: Path | None,
     stopper: EarlyStopping | None,
     probe: "TrainingProbe | None",
@@ -199,7 +220,7 @@ def result_of(
     """The best look's weights, where there are looks, in a model of the base's architecture."""
     best_step = None if stopper is None else restore_best(student, trainer, stopper, probe, sink)
     return PostTrainingResult(
-        model=merge_adapter(student) if has_adapter else student,
+        model=whole_model(trainer, student, lora),
         curve=training_curve(trainer),
         resumed_at_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         best_step=best_step,

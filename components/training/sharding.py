@@ -28,6 +28,16 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def reshard(model: nn.Module) -> None:
+    """Give back what a forward pass without a backward pass has left whole: the root's own unit. Nothing without shards.
+
+    What is read or written of such a parameter would be the passing whole copy, not the slice that is trained.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def shard_model(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     """Shard `model` (a causal LM, or one with a LoRA adapter) in place over the ranks of `mesh`, by default over all of them.
 

@@ -4,8 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from components.artifacts import fingerprint_json
 from components.objectives.objective import Objective
 from components.params import ProbeParams, TrainingParams
@@ -13,6 +11,7 @@ from components.training.callbacks import MetricSink
 from components.training.inputs import TrainingInputs, probe_rows, validation_fingerprint, validation_rows
 from components.training.post_train import PostTrainingResult, post_train_model
 from components.training.probe import TrainingProbe
+from components.training.ranks import Ranks
 from components.training.trainer import ObjectiveTrainer
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def train_cell(
     *,
     name: str,
     seed: int,
-    device: torch.device,
+    ranks: Ranks,
     work: Path,
 ) -> PostTrainingResult:
     """Train `model` on the prepared rows and look at it on the way; `name`: the objective's key in params.yaml."""
@@ -80,7 +79,7 @@ def train_cell(
         objective,
         training,
         seed=seed,
-        device=device,
+        device=ranks.device,
         pad_token_id=inputs.pad_token_id,
         work=work,
         sink=sink,
@@ -88,4 +87,5 @@ def train_cell(
         class_of_token_V=inputs.class_of_token_V,
         validation=held_out,
         make_probe=make_probe,
+        shards=ranks.shards,
     )
