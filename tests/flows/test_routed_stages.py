@@ -24,21 +24,9 @@ ROUTED = "routing: {num_at_once_here: 2, retry_delay_seconds: 1, pools: {gpu: {n
 
 @pytest.fixture(scope="module")
 def deployed_url(api_url: str) -> str:
-    """The server with the pool `gpu` and the deployment `stage/gpu`."""
-    code = """
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from flows.stage import stage
-from prefect.utilities.callables import parameter_schema
-with get_client(sync_client=True) as client:
-    job = {"command": "python -m prefect.engine", "working_dir": "."}
-    template = {"variables": {"type": "object", "properties": {}}, "job_configuration": job}
-    client.create_work_pool(WorkPoolCreate(name="gpu", type="process", base_job_template=template))
-    client.create_deployment(flow_id=client.create_flow(stage), name="gpu", entrypoint="flows.stage.stage", work_pool_name="gpu",
-      parameter_openapi_schema=parameter_schema(stage.fn).model_dump_for_openapi())
-"""
-    environ = {**os.environ, "PREFECT_API_URL": api_url, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], env=environ, check=True, cwd=ROOT)
+    """The server with our pools and deployments."""
+    environ = {**os.environ, "PREFECT_API_URL": api_url}
+    subprocess.run([sys.executable, "-m", "flows.deployments"], env=environ, check=True, cwd=ROOT)
     return api_url
 
 
@@ -182,3 +170,38 @@ def test_a_routed_stage_without_a_deployment_is_refused_before_anything_runs(rou
     code, out = routed.run(url=deployed_url)
     assert code == 1 and "no deployment stage/moon" in out and "--here" in out and "hello" not in out
     assert routed.run("prepare", "--here", url=deployed_url)[0] == 0
+
+
+def make_clones(repo: Repository, folder: Path) -> tuple[Repository, Path]:
+    """The repository with a git origin and a DVC remote, committed and pushed; and a worker's clone without data."""
+
+    def run(*command: str, cwd: Path = repo.root) -> None:
+        subprocess.run(command, cwd=cwd, check=True, capture_output=True)
+
+    run("git", "init", "-q", "--bare", "-b", "main", str(folder / "origin.git"), cwd=folder)
+    run(sys.executable, "-m", "dvc", "remote", "add", "-d", "storage", str(folder / "store"))
+    (repo.root / ".gitignore").write_text("/.work/\n/prefect-home/\n/worker*\n/napping\n__pycache__/\n")
+    run("git", "remote", "add", "origin", str(folder / "origin.git"))
+    run("git", "add", "-A")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "A toy")
+    run("git", "push", "-q", "origin", "HEAD:main")
+    run("git", "clone", "-q", str(folder / "origin.git"), str(folder / "clone"), cwd=folder)
+    return repo, folder / "clone"
+
+
+def test_a_worker_in_a_clone_of_its_own_gets_code_and_data_and_gives_its_result_back(
+    fresh: Repository, tmp_path: Path, deployed_url: str
+) -> None:
+    with (fresh.root / "params.yaml").open("a") as file:
+        file.write(ROUTED.replace("{gpu: {num_at_once: 1}}", "{gpu: {num_at_once: 1, disk: remote}}"))
+    here, clone = make_clones(fresh, tmp_path)
+    with worker(clone, deployed_url):
+        code, out = here.run(url=deployed_url)
+    assert code == 0, out + (clone / "worker.log").read_text()
+    run = FlowRun(deployed_url, out)
+    assert run.state() == ("Completed", "5 ran")
+    assert [(here.root / f"artifacts/model-{name}").read_text() for name in "ab"] == ["a1", "b1"]
+    [checkout] = [path for path in (clone / ".work/checkouts").iterdir() if path.is_dir()]
+    assert (checkout / "artifacts/model-a").read_text() == "a1" and not (clone / "artifacts").exists()
+    code, out = here.run(url=deployed_url)  # without a worker: dvc.lock here has all of it
+    assert (code, FlowRun(deployed_url, out).state()) == (0, ("Completed", "5 cached"))
