@@ -23,6 +23,7 @@ REPORT = Path("artifacts/report/report.html")
 RUNS = Path(".work/mlflow_runs")
 MAX_PICTURE_BYTES = 400_000
 PERCENT = re.compile(r"(?<!\d)(\d{1,3})%\|")
+STEPS = re.compile(r"\bstep (\d+)/(\d+)\b")
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def link_to_run(root: Path, name: str) -> str | None:
 
 
 class Progress:
-    """A progress bar in the UI, from the states of the bars (`45%|`) in a stage's lines."""
+    """A progress bar in the UI, from what a stage's lines tell of it: the states of a bar (`45%|`), or `step 540/1200`."""
 
     def __init__(self, key: str, warn: Callable[[str], None]) -> None:
         self.key, self.warn = key, warn
@@ -92,10 +93,10 @@ class Progress:
         self.shown = -1.0
 
     def see(self, line: str) -> None:
-        found = PERCENT.search(line)
-        if found is None or float(found[1]) == self.shown or float(found[1]) > 100:
+        percent = read_percent(line)
+        if percent is None or percent == self.shown:
             return
-        self.shown = float(found[1])
+        self.shown = percent
         with best_effort(self.warn):
             self._show(line.strip()[:200])
 
@@ -106,6 +107,15 @@ class Progress:
             self.artifact = create_progress_artifact(self.shown, key=self.key, description=text)
         else:
             update_progress_artifact(self.artifact, self.shown, description=text)
+
+
+def read_percent(line: str) -> float | None:
+    """From 0 to 100; None where the line says nothing of progress."""
+    if (steps := STEPS.search(line)) is not None:
+        done, total = int(steps[1]), int(steps[2])
+        return round(100 * done / total, 1) if 0 < total and done <= total else None
+    found = PERCENT.search(line)
+    return float(found[1]) if found is not None and int(found[1]) <= 100 else None
 
 
 def artifact_key(*words: str) -> str:
