@@ -113,7 +113,7 @@ def read_percent(line: str) -> float | None:
     """From 0 to 100; None where the line says nothing of progress."""
     if (steps := STEPS.search(line)) is not None:
         done, total = int(steps[1]), int(steps[2])
-        return round(100 * done / total, 1) if 0 < total and done <= total else None
+        return round(100 * done / total, 1) if total > 0 and done <= total else None
     found = PERCENT.search(line)
     return float(found[1]) if found is not None and int(found[1]) <= 100 else None
 
