@@ -45,9 +45,10 @@ def read_stages(targets: Sequence[str] = ()) -> list[Stage]:
     """
     with dvc_errors():
         import networkx as nx
-        from dvc.repo import Repo
+        from dvc.repo import Repo, lock_repo
 
-        with Repo() as repo:
+        # Under DVC's lock, which is waited for: a stage that ends elsewhere writes dvc.lock meanwhile, and not in one go.
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             graph = repo.index.graph.copy()  # from each stage to the stages it depends on
             graph.remove_edges_from([edge for edge in graph.edges if edge[0].frozen])  # as `dvc repro` takes them
             position = {stage: index for index, stage in enumerate(repo.index.stages)}

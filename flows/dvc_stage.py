@@ -19,8 +19,6 @@ MAX_ERROR_LINES = 15
 EXIT_CODE = re.compile(r"exited with (-?\d+)$")
 TRANSIENT_CODES = {75, 137, 143, -9, -15}
 """A stage that was killed (memory, a preempted machine), or says that another time may do: it goes on when repeated."""
-REPOSITORY_LOCK = LOCK_ERRORS[0]
-LOCK_PATIENCE_SECONDS = 60.0
 
 
 def run_stage(
@@ -54,18 +52,14 @@ def reproduce(
 
     `environ`: variables on top of ours; `options`: further options of `dvc repro`; `root`: a repository other than that of the
     current folder. DVC locks the whole repository while it reads and writes its files, seconds at a time, and by itself waits 3 s
-    for it: a stage that ended meanwhile would not be recorded. So it is made to wait, and asked again where it would not.
+    for it: a stage that ended meanwhile would not be recorded. So it is made to wait.
     """
-    end = time.monotonic() + LOCK_PATIENCE_SECONDS
     dvc = [sys.executable, "-m", "dvc", "--cd", str(root or "."), "--wait-for-lock"]
+    lines: deque[str] = deque(maxlen=200)
+    on_clean_line = _redacted(_keep_and_pass_on(lines, on_line), {**os.environ, **(environ or {})})
     command = [*dvc, "repro", *options, "--single-item", address]
-    while True:
-        lines: deque[str] = deque(maxlen=200)
-        on_clean_line = _redacted(_keep_and_pass_on(lines, on_line), {**os.environ, **(environ or {})})
-        code = run_child(command, on_clean_line, stage_environ(environ), held_files, stopping=stopping)
-        if code == 0 or time.monotonic() > end or not any(REPOSITORY_LOCK in line for line in lines):
-            return read_outcome(address, list(lines), code)
-        on_line("DVC's lock is taken; asking again")
+    code = run_child(command, on_clean_line, stage_environ(environ), held_files, stopping=stopping)
+    return read_outcome(address, list(lines), code)
 
 
 def stage_environ(more: Mapping[str, str] | None = None) -> dict[str, str]:

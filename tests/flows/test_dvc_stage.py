@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.child_process import StoppedError
-from flows.dvc_graph import Stage
+from flows.dvc_graph import Stage, read_stages
 from flows.dvc_stage import describe_failure, is_transient, reproduce, run_stage
 
 
@@ -51,17 +51,29 @@ def test_a_stage_that_is_told_to_stop_in_another_thread_ends(graph: Path) -> Non
 def test_the_repository_s_lock_is_waited_for(graph: Path) -> None:
     from dvc.repo import Repo
 
-    lines: list[str] = []
+    repo = Repo()
+    repo.lock.lock()
+    letting_go = threading.Timer(6.0, repo.lock.unlock)  # DVC by itself gives up after 3 s
+    letting_go.start()
+    assert reproduce("prepare", lambda _: None)[0] == "ran"
+    letting_go.join()
+
+
+def test_the_graph_is_never_read_while_a_stage_writes_its_entry(graph: Path) -> None:
+    from dvc.repo import Repo
+
+    (graph / "dvc.lock").write_text("schema: '2.0'\nstages:\n  prepare:\n")  # half of a file, as DVC writes it
     repo = Repo()
     repo.lock.lock()
 
-    def let_go(line: str) -> None:
-        lines.append(line)
-        if line.startswith("DVC's lock is taken"):
-            repo.lock.unlock()
+    def finish() -> None:
+        (graph / "dvc.lock").unlink()
+        repo.lock.unlock()
 
-    assert reproduce("prepare", let_go)[0] == "ran"
-    assert "DVC's lock is taken; asking again" in lines
+    finishing = threading.Timer(2.0, finish)
+    finishing.start()
+    assert len(read_stages()) == 5
+    finishing.join()
 
 
 @pytest.mark.parametrize(
