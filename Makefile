@@ -81,8 +81,8 @@ install-infra: $(INSTALLED) ## add what servers and workers need: PostgreSQL, ob
 	@infra/install_lock.sh $(BIN)/python requirements.lock requirements-infra.lock
 
 .PHONY: test
-test: $(INSTALLED_TEST) ## add what tests need, run pytest (ARGS="-k cache" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED_TEST) ## add what tests need, run pytest, a file in one process (ARGS="-k cache" for some)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 .PHONY: lint lint-style lint-types lint-floors
 lint: lint-style lint-types lint-floors ## ruff (rules and format), mypy, the floors of the import graph

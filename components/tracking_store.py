@@ -209,6 +209,11 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     at_home = tracking_uri().startswith(f"sqlite:///{ROOT}/mlruns/")
+    if at_home and str(found.artifact_location).startswith("mlflow-artifacts:"):
+        raise TrackingError(
+            "mlruns/ was begun by an MLflow server that keeps its artifacts, and only that server can give them: name it "
+            "(`make up`, then export MLFLOW_TRACKING_URI=http://127.0.0.1:5000), or begin anew: rm -r mlruns/*"
+        )
     if at_home and artifacts is not None and found.artifact_location != artifacts:
         raise TrackingError(f"mlruns/ was moved here from {found.artifact_location}. Move it back, or begin anew: rm -r mlruns/*")
     return str(found.experiment_id)

@@ -12,6 +12,7 @@ Everything listens on loopback. Another BALLAST_HOST is refused unless both serv
 import ipaddress
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from components.artifacts import ROOT
-from components.errors import ParamsError
+from components.errors import BallastError, ParamsError
 from components.params import load_params
 from flows.gpu_lease import visible_gpus
 from flows.stage_runner import QUIET
@@ -155,6 +156,20 @@ def describe_mlflow(settings: Settings, environ: Mapping[str, str]) -> Service:
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     without_client = {name: value for name, value in base_environ(environ).items() if name != "MLFLOW_TRACKING_URI"}
     return Service("mlflow", command, {**without_client, **quiet}, settings.url("mlflow"))
+
+
+def make_store(settings: Settings, environ: Mapping[str, str]) -> None:
+    """A new store that also serves without the server (`dvc repro` with no MLFLOW_TRACKING_URI): its artifacts lie in mlruns/.
+
+    With workers on other machines the server itself begins it and keeps the artifacts: they could not write into mlruns/ here.
+    """
+    if (ARTIFACTS.parent / "mlflow.db").exists() or not _is_loopback(settings.host):
+        return
+    code = "from components.tracking_store import initialise_store; initialise_store()"
+    without_client = {name: value for name, value in base_environ(environ).items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=without_client, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BallastError(f"the MLflow store {ARTIFACTS.parent}/mlflow.db cannot be made: {done.stderr.strip()[-400:]}")
 
 
 def describe_worker(pool: str, environ: Mapping[str, str]) -> Service:

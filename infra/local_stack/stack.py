@@ -30,6 +30,7 @@ from infra.local_stack.services import (
     describe_mlflow,
     describe_prefect,
     describe_worker,
+    make_store,
     read_settings,
 )
 
@@ -57,6 +58,7 @@ def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         if "prefect" in (service.name for service in missing):
             pause_crash_detection()
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        make_store(settings, environ)
         for service in missing:
             start(service, say)
         wait_for_servers(services)
