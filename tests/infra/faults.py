@@ -16,7 +16,7 @@ import psutil
 
 from infra.local_stack.processes import find_marked
 from tests.infra.checkout import until
-from tests.infra.training_ground import CHECKPOINT_EVERY, FINAL, LONG, Ground, Training, ask, seconds_until, state_of
+from tests.infra.training_ground import FINAL, LONG, Ground, Training, ask, seconds_until, state_of
 
 NOTICED_SECONDS = 60.0
 """Issue 7: a run whose worker was killed is marked within a minute."""
@@ -57,17 +57,17 @@ def kill_worker_service(ground: Ground) -> Measured:
 
 
 def terminate_worker(ground: Ground) -> Measured:
+    """As `make down` does, and a preempted machine."""
     training = ground.begin()
-    measured = lose_worker(ground, training, "SIGTERM to the worker", ground.service("worker-gpu").terminate)
-    require_stopped_at(ground, training, measured.kept)
-    return measured
+    return lose_worker(ground, training, "SIGTERM to the worker", ground.service("worker-gpu").terminate)
 
 
 def lose_worker(ground: Ground, training: Training, fault: str, strike: Callable[[], None]) -> Measured:
     """The stage's run is Crashed, nothing of it is left, and a new worker goes on with it in the same pipeline run."""
+    struck = time.time()
     strike()
     noticed, gone = watch(ground, training, "Crashed", NOTICED_SECONDS)
-    kept = require_kept(ground, training)
+    kept = require_written(ground, struck)
     ground.up()
     ground.wait_for_step_after(kept)
     again = ground.newest_stage()
@@ -77,10 +77,10 @@ def lose_worker(ground: Ground, training: Training, fault: str, strike: Callable
 
 def kill_flow_process(ground: Ground) -> Measured:
     """As the kernel does when memory is short; the worker lives."""
-    training = ground.begin()
+    training, struck = ground.begin(), time.time()
     training.tree[0].kill()
     noticed, gone = watch(ground, training, "Crashed", NOTICED_SECONDS)
-    kept = require_kept(ground, training)
+    kept = require_written(ground, struck)
     ground.wait_for_step_after(kept)
     assert ground.newest_stage()["id"] != training.stage
     return Measured("flow process killed -9", noticed, gone, kept, "Crashed, Running", "retried by the same worker")
@@ -97,28 +97,26 @@ def kill_training(ground: Ground) -> Measured:
 
 def cancel_stage(ground: Ground) -> Measured:
     """Through the API, as the button in the UI does; its pipeline ends with it, and says why."""
-    training = ground.begin()
+    training, struck = ground.begin(), time.time()
     ground.cancel(training.stage)
     gone = seconds_until(lambda: not training.is_left(), CANCELLED_SECONDS)
     assert ground.is_gpu_free()
     noticed = gone + seconds_until(lambda: state_of(ground.url, training.stage) == "Cancelled", NOTICED_SECONDS)
     assert until(lambda: state_of(ground.url, training.pipeline) in FINAL, LONG)
     assert "was cancelled" in ask(ground.url, f"flow_runs/{training.pipeline}")["state"]["message"]
-    kept = ground.last_step()
-    require_stopped_at(ground, training, kept)
+    kept = require_written(ground, struck)
     return Measured("stage cancelled", noticed, gone, kept, f"Cancelled, {state_of(ground.url, training.pipeline)}")
 
 
 def cancel_pipeline(ground: Ground) -> Measured:
     """Its stage on the other worker ends with it."""
-    training = ground.begin()
+    training, struck = ground.begin(), time.time()
     ground.cancel(training.pipeline)
     gone = seconds_until(lambda: not training.is_left(), CANCELLED_SECONDS)
     assert ground.is_gpu_free()
     noticed = gone + seconds_until(lambda: state_of(ground.url, training.pipeline) == "Cancelled", NOTICED_SECONDS)
     assert until(lambda: state_of(ground.url, training.stage) == "Cancelled", NOTICED_SECONDS)
-    kept = ground.last_step()
-    require_stopped_at(ground, training, kept)
+    kept = require_written(ground, struck)
     return Measured("pipeline cancelled", noticed, gone, kept, "Cancelled, Cancelled")
 
 
@@ -182,15 +180,14 @@ def end_service(ground: Ground, name: str, number: signal.Signals) -> None:
 
 def preempt(ground: Ground) -> Measured:
     """SIGTERM to everything of ours at once, servers included, and SIGKILL to what is left after 30 s; a new pipeline goes on."""
-    training = ground.begin()
+    training, struck = ground.begin(), time.time()
     strike_all(ground, signal.SIGTERM)
     gone = seconds_until(lambda: not training.is_left(), PREEMPTION_SECONDS)
-    kept = ground.last_step()
+    kept = require_written(ground, struck)
     assert ground.is_gpu_free()
     until(lambda: not find_marked(ground.state), PREEMPTION_SECONDS - gone)
     strike_all(ground, signal.SIGKILL)
     assert until(lambda: not find_marked(ground.state), GONE_SECONDS)
-    require_stopped_at(ground, training, kept)
     noticed, states = come_back(ground, training)
     return Measured("machine preempted: SIGTERM, SIGKILL after 30 s", noticed, gone, kept, states)
 
@@ -240,15 +237,10 @@ def watch(ground: Ground, training: Training, state: str, limit: float) -> tuple
     return round(noticed, 1), round(gone, 1)
 
 
-def require_kept(ground: Ground, training: Training) -> int:
-    kept = ground.last_step()
-    assert kept > 0 and not ground.find_trainings()
-    return kept
-
-
-def require_stopped_at(ground: Ground, training: Training, kept: int) -> None:
-    """The checkpoint was written because of the stop: at the step of its last words, not only at every twentieth."""
-    assert kept % CHECKPOINT_EVERY or f"stopped at step {kept} of" in ground.log(training.stage), kept
+def require_written(ground: Ground, struck: float) -> int:
+    """The step of the checkpoint that the stop itself has brought about."""
+    assert ground.last_written() >= struck, "no checkpoint since the stop"
+    return ground.last_step()
 
 
 def end_of_pipeline(ground: Ground, training: Training) -> str:

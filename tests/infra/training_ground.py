@@ -30,7 +30,6 @@ COPIED = ("components", "flows", "infra", "inputs", "dvc.yaml", "params.yaml", "
 FINAL = {"Completed", "Failed", "Cancelled", "Crashed"}
 LONG = 240.0
 """Seconds until something happens that only has to happen: three Python processes one below the other, on a busy machine."""
-CHECKPOINT_EVERY = 20
 
 
 def ask(url: str, path: str, body: Any = None) -> Any:
@@ -187,6 +186,11 @@ class Ground(Checkout):
         folders = (self.root / ".work" / "post_train").glob(f"{NAME}-*/checkpoint-*")
         return sorted(int(folder.name.rpartition("-")[2]) for folder in folders if is_sealed(folder))
 
+    def last_written(self) -> float:
+        """When the newest checkpoint was sealed, in seconds since the epoch."""
+        seals = (self.root / ".work" / "post_train").glob(f"{NAME}-*/checkpoint-{self.last_step()}/seal.json")
+        return max((seal.stat().st_mtime for seal in seals), default=0.0)
+
     def last_step(self) -> int:
         return max(self.steps(), default=0)
 
@@ -257,8 +261,7 @@ def shrink(params: dict[str, Any], num_steps: int) -> None:
     params["world"].update(num_train_examples=48, num_validation_examples=12, num_test_examples=24, num_ood_items_per_task=8)
     params["base_model"].update(num_steps=60, batch_size=16, hidden_size=32)
     params["token_scores"]["reference"] = "none"
-    params["training"].update(num_steps=num_steps, batch_size=16, micro_batch_size=4, log_every_steps=20)
-    params["training"]["save_every_steps"] = CHECKPOINT_EVERY
+    params["training"].update(num_steps=num_steps, batch_size=16, micro_batch_size=4, log_every_steps=20, save_every_steps=20)
     params["probe"]["every_steps"] = 200
     params["compute"]["device"] = "cpu"
     params["routing"]["retry_delay_seconds"] = 1
