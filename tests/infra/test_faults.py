@@ -35,13 +35,15 @@ def test_a_training_goes_on_without_its_prefect_server_and_its_run_when_that_is_
     faults.kill_prefect(ground)
 
 
+def test_a_worker_that_is_told_to_stop_leaves_a_checkpoint_of_the_last_step_and_the_next_one_goes_on(ground: Ground) -> None:
+    """SIGTERM, as a preempted machine sends it; the benchmark sends it to every process of the machine."""
+    measured = faults.terminate_worker(ground)
+    assert measured.gone is not None and measured.gone < faults.GONE_SECONDS
+
+
 def test_a_cancelled_stage_s_processes_end_in_ten_seconds_with_a_checkpoint_of_their_last_step(ground: Ground) -> None:
     measured = faults.cancel_stage(ground)
     assert measured.gone is not None and measured.gone < faults.CANCELLED_SECONDS
-
-
-def test_a_preempted_machine_keeps_a_checkpoint_of_the_last_step_and_a_new_run_goes_on_from_it(ground: Ground) -> None:
-    faults.preempt(ground)
 
 
 def test_after_a_reboot_the_old_runs_are_crashed_and_a_new_one_goes_on_from_the_last_checkpoint(ground: Ground) -> None:
