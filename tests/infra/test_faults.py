@@ -31,10 +31,6 @@ def test_a_killed_worker_s_run_is_crashed_in_a_minute_with_nothing_left_and_the_
     assert measured.noticed is not None and measured.noticed < faults.NOTICED_SECONDS
 
 
-def test_a_training_goes_on_without_its_prefect_server_and_its_run_when_that_is_back(ground: Ground) -> None:
-    faults.kill_prefect(ground)
-
-
 def test_a_worker_that_is_told_to_stop_leaves_a_checkpoint_of_the_last_step_and_the_next_one_goes_on(ground: Ground) -> None:
     """SIGTERM, as a preempted machine sends it; the benchmark sends it to every process of the machine."""
     measured = faults.terminate_worker(ground)
@@ -48,6 +44,10 @@ def test_a_cancelled_stage_s_processes_end_in_ten_seconds_with_a_checkpoint_of_t
 
 def test_after_a_reboot_the_old_runs_are_crashed_and_a_new_one_goes_on_from_the_last_checkpoint(ground: Ground) -> None:
     assert faults.reboot(ground).states == "Crashed, Crashed"
+
+
+def test_a_training_goes_on_without_its_prefect_server_and_its_run_when_that_is_back(ground: Ground) -> None:
+    faults.kill_prefect(ground)
 
 
 def test_after_all_that_weights_and_curves_equal_an_undisturbed_training_s(ground: Ground) -> None:
