@@ -92,7 +92,8 @@ def kill_training(ground: Ground) -> Measured:
     training.process.kill()
     noticed, gone = watch(ground, training, "Failed", NOTICED_SECONDS)
     kept = ground.last_step()
-    return Measured("training killed -9", noticed, gone, kept, f"Failed, {end_of_pipeline(ground, training)}")
+    ground.wait_for_step_after(kept)
+    return Measured("training killed -9", noticed, gone, kept, "Failed, Running", "retried by the same worker")
 
 
 def cancel_stage(ground: Ground) -> Measured:
@@ -241,11 +242,6 @@ def require_written(ground: Ground, struck: float) -> int:
     """The step of the checkpoint that the stop itself has brought about."""
     assert ground.last_written() >= struck, "no checkpoint since the stop"
     return ground.last_step()
-
-
-def end_of_pipeline(ground: Ground, training: Training) -> str:
-    assert until(lambda: state_of(ground.url, training.pipeline) in FINAL or ground.newest_stage()["id"] != training.stage, LONG)
-    return state_of(ground.url, training.pipeline)
 
 
 def find_prefect_worker(ground: Ground) -> psutil.Process:
