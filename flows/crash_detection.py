@@ -81,14 +81,15 @@ def main() -> None:
 def sweep(since: datetime) -> list[UUID]:
     """Mark the runs that began before `since` and were not heard after it; their ids. Call it SILENCE_SECONDS after `since`."""
     from prefect.client.orchestration import get_client
-    from prefect.states import Crashed
+    from prefect.states import Cancelled, Crashed
 
     with get_client(sync_client=True) as client:
-        silent = [run.id for run in read_running(client) if is_older(run, since) and not is_heard(client, run.id, since)]
-        for run_id in silent:
-            client.set_flow_run_state(run_id, Crashed(message=MESSAGE))
+        silent = [run for run in read_running(client) if is_older(run, since) and not is_heard(client, run.id, since)]
+        for run in silent:  # the server lets one that is being cancelled end in no other way
+            is_cancelling = run.state is not None and run.state.is_cancelling()
+            client.set_flow_run_state(run.id, (Cancelled if is_cancelling else Crashed)(message=MESSAGE))
         apply_automation(client, resume=True)
-        return silent
+        return [run.id for run in silent]
 
 
 def read_running(client: "SyncPrefectClient") -> "list[FlowRun]":

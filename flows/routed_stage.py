@@ -22,6 +22,7 @@ from prefect.states import Cancelled, Cancelling
 from components.errors import BallastError
 from flows.child_process import StoppedError
 from flows.dvc_graph import Outcome, Stage
+from flows.dvc_stage import is_transient
 from flows.remote_exchange import send_work
 from flows.remote_result import take_result
 from flows.routing import Routing, num_gpus
@@ -119,7 +120,7 @@ def read_outcome(stage: Stage, pool: str, flow_run: "FlowRun") -> Outcome:
         return Outcome(stage.address, "failed", message=f"lost in the pool {pool}: {message}", is_transient=True)
     if state.is_cancelled() or state.is_cancelling():
         return Outcome(stage.address, "failed", message=f"its flow run in the pool {pool} was cancelled")
-    return Outcome(stage.address, "failed", message=message)
+    return Outcome(stage.address, "failed", message=message, is_transient=is_transient(message))
 
 
 def read_result(flow_run_id: UUID) -> dict[str, Any]:

@@ -76,10 +76,18 @@ def restore_objective(trainer: "ObjectiveTrainer", checkpoint: Path) -> None:
 
 
 class MetricSinkCallback(TrainerCallback):
-    """Hands every log line to a function (the tracker's), numbers only."""
+    """Hands every log line to a function (the tracker's), numbers only.
+
+    A resumed training hands over those before its checkpoint again: a process that was killed may have kept them to itself.
+    """
 
     def __init__(self, sink: MetricSink) -> None:
         self._sink = sink
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for line in state.log_history if state.is_world_process_zero else []:
+            if "loss" in line:
+                self._sink(int(line["step"]), {name: float(value) for name, value in line.items() if name != "step"})
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any

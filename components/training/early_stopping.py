@@ -57,14 +57,22 @@ class EarlyStopping(Observer):
         """The looks have not been better for long enough: the training ends here."""
         return self._num_worse >= self._params.patience
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for step, nll in self._looks if state.is_world_process_zero else []:  # a killed process may not have sent them
+            self._tell(step, nll)
+
+    def _tell(self, step: int, nll: float) -> None:
+        if self._sink is not None:
+            self._sink(step, {"early_stopping/validation_nll": nll})
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.global_step % self._params.every_steps and state.global_step < state.max_steps:
             return
         model: nn.Module = given["model"]
         nll = from_first(self._validation_nll(model), model)
         self._looks.append((state.global_step, nll))
-        if self._sink is not None and state.is_world_process_zero:
-            self._sink(state.global_step, {"early_stopping/validation_nll": nll})
+        if state.is_world_process_zero:
+            self._tell(state.global_step, nll)
         if nll < self._best_nll - self._params.min_delta_nats:
             self._best_nll, self._best_step, self._num_worse = nll, state.global_step, 0
             self._keep(model, writes=state.is_world_process_zero)

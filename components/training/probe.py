@@ -103,6 +103,9 @@ class TrainingProbe(Observer):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.global_step == 0:
             self._look_now(state, given["model"])
+            return
+        for entry in self._steps if state.is_world_process_zero else []:  # a process that was killed may not have sent them
+            self._send(entry, "probe")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Early stopping comes before this callback and has said by now that this step is the last. A signal to stop is heard

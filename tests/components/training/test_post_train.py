@@ -221,6 +221,23 @@ def test_the_curve_goes_to_the_sink_line_by_line_numbers_only(tmp_path: Path, ca
         assert all(isinstance(value, float) for value in sent.values()) and sent.items() <= kept.items()
 
 
+def test_a_resumed_training_tells_the_sink_what_a_killed_one_may_have_kept_to_itself(
+    tmp_path: Path, cache: TeacherCacheReader
+) -> None:
+    whole: list[tuple[int, dict[str, float]]] = []
+    post_train(tmp_path / "whole", PRESETS["uncertainty_aware"], cache, sink=lambda *line: whole.append(line), **LENGTH)
+    child = start_child(lambda: run_to_the_end(tmp_path, "uncertainty_aware", cache, lambda step, _: leave_at_once(step == 8)))
+    assert end_of_child(child) == 9
+    again: list[tuple[int, dict[str, float]]] = []
+    post_train(tmp_path / "work", PRESETS["uncertainty_aware"], cache, sink=lambda *line: again.append(line), **LENGTH)
+    assert again == whole and [step for step, _ in again] == [4, 8, 11]
+
+
+def leave_at_once(is_time: bool) -> None:
+    if is_time:
+        os._exit(9)
+
+
 def test_the_tokens_told_are_those_that_the_student_was_given_and_a_resumed_run_tells_them_all(
     tmp_path: Path, cache: TeacherCacheReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
