@@ -108,7 +108,8 @@ class StopSignalCallback(TrainerCallback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        """A stopped training is told so again (by whoever ends its group, and once DVC is gone): that must not cut its last words."""
+        signal.signal(signal.SIGTERM, self._on_signal if self.is_stopped else self._previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.is_stopped = True
