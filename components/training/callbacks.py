@@ -108,8 +108,7 @@ class StopSignalCallback(TrainerCallback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """A stopped training is told so again (by whoever ends its group, and once DVC is gone): that must not cut its last words."""
-        signal.signal(signal.SIGTERM, self._on_signal if self.is_stopped else self._previous)
+        signal.signal(signal.SIGTERM, self._previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.is_stopped = True
