@@ -100,6 +100,13 @@ class Progress:
         with best_effort(self.warn):
             self._show(line.strip()[:200])
 
+    def finish(self) -> None:
+        """The work is done, whatever the last line said of it."""
+        if self.artifact is not None and self.shown < 100:
+            self.shown = 100.0
+            with best_effort(self.warn):
+                self._show("done")
+
     def _show(self, text: str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 

@@ -24,6 +24,7 @@ from flows.pipeline_lock import hold_lock, share_lock
 from flows.remote_work import do_work
 from flows.routed_stage import leave_result
 from flows.run_artifacts import Progress, artifact_key, best_effort, publish_stage
+from flows.schedule import is_good
 from flows.stage_runner import QUIET
 from flows.tracked_stages import describe_state
 from flows.worker_process import end_with_worker
@@ -54,6 +55,8 @@ def stage(address: str, pipeline_run: str | None = None, work: dict[str, Any] | 
         return Failed(message=str(error))
     except StoppedError:
         return Cancelled(message="stopped")
+    if is_good(outcome):
+        progress.finish()
     with best_effort(logger.warning):
         publish_stage(outcome, root)
     return describe_state(outcome)

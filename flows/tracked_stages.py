@@ -71,6 +71,7 @@ class TrackedRunner:
 
         outcome = run_stage(stage, is_settled, say, [self.lock], self.stopping)
         if outcome.state == "ran":
+            progress.finish()
             with best_effort(logger.warning):
                 publish_stage(outcome, self.root)
         return outcome
