@@ -69,6 +69,28 @@ def read_stages(targets: Sequence[str] = ()) -> list[Stage]:
             ]
 
 
+def find_stage(address: str) -> Stage:
+    """One stage of DVC's own list by its name, without asking what is up to date. Nothing else passes: no option, no path."""
+    with dvc_errors():
+        from dvc.repo import Repo, lock_repo
+
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            for stage in repo.index.stages:
+                if stage.addressing == address:
+                    return Stage(address, address.partition("@")[0], (), False, _sections(stage))
+    raise BallastError(f"{address!r} is not one stage: name a stage, or a cell of a matrix, as `dvc stage list` shows it")
+
+
+def list_names() -> set[str]:
+    """The addresses of all stages, and the names of their matrices."""
+    with dvc_errors():
+        from dvc.repo import Repo, lock_repo
+
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            addresses = {stage.addressing for stage in repo.index.stages}
+    return addresses | {address.partition("@")[0] for address in addresses}
+
+
 def _sections(stage: Any) -> tuple[str, ...]:
     keys = [key for dependency in stage.deps for key in getattr(dependency, "params", ())]
     return tuple(dict.fromkeys(key.partition(".")[0] for key in keys))

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from components.errors import BallastError
 from components.run_params import HERE
-from flows.dvc_graph import Outcome, Stage, find_root, read_stages
+from flows.dvc_graph import Outcome, Stage, find_root, list_names, read_stages
 from flows.dvc_stage import run_stage
 from flows.pipeline_lock import hold_lock
 from flows.prefect_access import access_errors
 from flows.routing import read_routing
 from flows.schedule import find_settled, is_good, run_stages, summarise
 from flows.stage_runner import QUIET
+from flows.stale_locks import drop_stale_entries
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -72,6 +73,7 @@ def run_here(targets: Sequence[str]) -> int:
     root, stopping = find_root(), threading.Event()
     routing = read_routing(root, here=True)
     with hold_lock(root) as lock:
+        drop_stale_entries(root)
 
         def run(stage: Stage, is_settled: bool) -> Outcome:
             return run_stage(stage, is_settled, print_line, [lock], stopping)
@@ -144,6 +146,9 @@ def run_flow(targets: Sequence[str], here: bool) -> "State[None]":
         root = find_root()
         routing = read_routing(root, here=here)
         with hold_lock(root, str(flow_run.id)) as lock:
+            drop_stale_entries(root)
+            for name in sorted(set(routing.params.stages) - list_names()):
+                logger.warning(f"params.yaml: routing.stages.{name} routes nothing: dvc.yaml has no such stage or cell")
             stages = read_stages(targets)
             pools = {stage.address: routing.pool_of(stage) for stage in stages}
             routed = {pools[stage.address] for stage in stages if stage.address not in find_settled(stages)}

@@ -12,20 +12,22 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Failed
 
 from components.errors import BallastError
 from flows.child_process import StoppedError
-from flows.dvc_graph import Outcome, Stage, find_root, read_stages
+from flows.dvc_graph import Outcome, find_root, find_stage
 from flows.dvc_stage import run_stage
 from flows.gpu_lease import hold_gpus
 from flows.pipeline_lock import hold_lock, share_lock
 from flows.remote_work import do_work
 from flows.routed_stage import leave_result
+from flows.routing import read_routing
 from flows.run_artifacts import Progress, artifact_key, best_effort, publish_stage
 from flows.schedule import is_good
 from flows.stage_runner import QUIET
+from flows.stale_locks import drop_stale_entries
 from flows.tracked_stages import describe_state
 from flows.worker_process import end_with_worker
 
@@ -64,8 +66,24 @@ def stage(address: str, pipeline_run: str | None = None, work: dict[str, Any] | 
 
 def _run_here(root: Path, address: str, pipeline_run: str | None, say: Callable[[str], None]) -> Outcome:
     """In this checkout: below the lock of the pipeline that sends it, or, started alone, under a lock of its own."""
-    with share_lock(root, pipeline_run) if pipeline_run else hold_lock(root, str(flow_run.id)) as lock:
-        return run_stage(find_stage(address), False, say, [lock])
+    stage = find_stage(address)
+    if pipeline_run:
+        with share_lock(root, pipeline_run) as lock:
+            return run_stage(stage, False, say, [lock])
+    refuse_without_shared_disk(root, address)
+    with hold_lock(root, str(flow_run.id)) as lock:
+        drop_stale_entries(root)
+        return run_stage(stage, False, say, [lock])
+
+
+def refuse_without_shared_disk(root: Path, address: str) -> None:
+    """By hand, in a pool whose workers have clones of their own: the data would be missing, and the result would stay there."""
+    pool, routing = str(deployment.name), read_routing(root)
+    if pool in routing.params.pools and routing.is_remote(pool):
+        raise BallastError(
+            f"the pool {pool} does not share the disk: a stage that is started there by hand gets no data, and its result goes "
+            f"nowhere. Let the pipeline send it: prefect deployment run pipeline/cpu --param 'targets=[\"{address}\"]'"
+        )
 
 
 def _run_remote(root: Path, address: str, work: dict[str, Any], num_gpus: int, say: Callable[[str], None]) -> Outcome:
@@ -75,11 +93,3 @@ def _run_remote(root: Path, address: str, work: dict[str, Any], num_gpus: int, s
     if result is not None:
         leave_result(result)
     return outcome
-
-
-def find_stage(address: str) -> Stage:
-    """Exactly one stage, of DVC's own list; a name of the graph and nothing that a command could take for an option."""
-    found = [known for known in read_stages([address]) if known.address == address]
-    if not found:
-        raise BallastError(f"{address!r} is not one stage: name a cell of a matrix as `dvc stage list` shows it")
-    return found[0]

@@ -33,9 +33,11 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A run that has not been heard for 50 s counts as lost (flows/crash_detection.py); Prefect's own default is every 180 s.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""No library reports home; set before any of them is imported."""
+"""No library reports home, and runs are heard; set before any of them is imported."""
 LOG_INTERVAL_SECONDS = "15"
 """Between two progress lines where nobody watches a terminal (DVC's and Prefect's logs)."""
 

@@ -38,3 +38,10 @@ def test_a_silent_run_is_crashed_one_that_was_being_cancelled_is_cancelled_and_o
     assert done.returncode == 0, done.stderr
     states, is_swept = json.loads(done.stdout.splitlines()[-1])
     assert states == ["Crashed", "Cancelled", "Pending"] and is_swept == [True, True, False]
+
+
+def test_runs_by_hand_are_heard_more_often_than_silence_is_taken_for_death() -> None:
+    from flows.crash_detection import SILENCE_SECONDS
+    from flows.stage_runner import QUIET
+
+    assert int(QUIET["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) + 15 <= SILENCE_SECONDS

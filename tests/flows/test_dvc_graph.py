@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import BallastError
-from flows.dvc_graph import find_root, read_stages
+from flows.dvc_graph import find_root, find_stage, list_names, read_stages
 from flows.schedule import find_settled
 from tests.flows.small_graph import DVC_YAML, ORDER
 
@@ -111,3 +111,14 @@ def test_a_stage_that_always_runs_is_never_settled_nor_is_what_follows(graph: Pa
     (graph / "dvc.yaml").write_text(DVC_YAML.replace("  prepare:\n", "  prepare:\n    always_changed: true\n"))
     reproduce_all()
     assert find_settled(read_stages()) == {"alone"}
+
+
+@pytest.mark.parametrize("address", ["train", "--force", "-h", "../x", "", "train@c", "prepare; true"])
+def test_only_the_name_of_one_stage_finds_one(graph: Path, address: str) -> None:
+    with pytest.raises(BallastError, match="is not one stage"):
+        find_stage(address)
+    assert find_stage("train@a").sections == ("steps",)
+
+
+def test_the_names_are_those_of_stages_matrices_and_cells(graph: Path) -> None:
+    assert list_names() == {*ORDER, "train"}
