@@ -1,6 +1,6 @@
 """Every fault in the middle of a real training, each with a training of its own; prints docs/faults.md's table.
 
-    python -m benchmarks.faults                # all: ten to twenty minutes
+    python -m benchmarks.faults                # all: two to five minutes each on two busy cores
     python -m benchmarks.faults kill_worker    # those that are named
 
 Prefect, MLflow, their workers and a shrunken copy of the project in a folder to throw away; tests/infra/faults.py has the faults.

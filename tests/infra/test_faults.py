@@ -1,8 +1,8 @@
 """Laws of faults in the middle of a real training, below a real Prefect server, MLflow server and workers on loopback.
 
 One training suffers all of these, in the order of the file: each test goes on with what the one before has left, and the last one
-lets it come to its end. That one training bears it all without a bit of difference says more than five that bear one thing each,
-and takes a third of the time; `python -m benchmarks.faults` has those, and more faults. docs/faults.md.
+lets it come to its end. Five trainings would each start servers' clients and libraries twice more, for minutes;
+`python -m benchmarks.faults` gives every fault one of its own, and has more of them. docs/faults.md.
 """
 
 from collections.abc import Iterator
