@@ -61,4 +61,5 @@ VOLUME ["/opt/ballast/.work", "/opt/ballast/.dvc/cache"]
 # One image for workers and stages: each role's own check stands where the role is given to it (compose, Kubernetes).
 HEALTHCHECK NONE
 ENTRYPOINT ["tini", "--", "/opt/ballast/infra/docker/entrypoint.sh"]
-CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1", "--with-healthcheck"]
+# Not `prefect worker start`: told to stop, that kills its stages within seconds and leaves their runs Running.
+CMD ["python", "-m", "infra.local_stack.worker", "--pool", "gpu", "--type", "process", "--limit", "1", "--with-healthcheck"]

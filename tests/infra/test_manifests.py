@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from infra.local_stack.worker import FLOW_GRACE_SECONDS, WORKER_GRACE_SECONDS
 from tests.infra.compose_services import COMPOSE, ROOT, read_services, variables_of
 
 INFRA = ROOT / "infra"
@@ -266,6 +267,25 @@ def test_mlflow_and_prefect_start_with_the_flags_of_a_shared_server(place: str) 
         "false",
         "false",
     )
+
+
+# ---- what happens to stages when their worker is told to stop
+
+
+def test_a_worker_that_runs_stages_itself_ends_them_first_and_has_the_time(built: dict[str, list[dict[str, Any]]]) -> None:
+    """Prefect's own command would end them within seconds and leave their runs Running; where stages are pods it ends none."""
+    longest = FLOW_GRACE_SECONDS + WORKER_GRACE_SECONDS
+    service = read_services()["worker-cpu"]
+    pods = {name: pod["spec"] for name, pod in pods_of(built["gpu"]) if "Deployment/worker-" in name}
+    assert service["command"][:3] == ["python", "-m", "infra.local_stack.worker"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > longest
+    assert {name: pod["containers"][0]["args"][:3] for name, pod in pods.items()} == {
+        "Deployment/worker-cpu": ["python", "-m", "infra.local_stack.worker"],
+        "Deployment/worker-kubernetes": ["prefect", "worker", "start"],
+    }
+    assert pods["Deployment/worker-cpu"]["terminationGracePeriodSeconds"] > longest
+    for file in (INFRA / "docker").glob("*.Dockerfile"):
+        assert 'CMD ["python", "-m", "infra.local_stack.worker",' in file.read_text(encoding="utf-8")
 
 
 # ---- no secret in any file
