@@ -28,12 +28,14 @@ FROM base AS checkout
 COPY .git /source/.git
 RUN git clone --quiet --no-local /source /opt/ballast \
     && git -C /opt/ballast remote remove origin \
-    && mkdir -p /opt/ballast/.work /opt/ballast/.dvc/cache
+    && git -C /opt/ballast rev-parse HEAD > /opt/ballast.commit \
+    && mkdir -p /opt/ballast/.work/post_train /opt/ballast/.work/score_tokens /opt/ballast/.dvc/cache
 
 FROM base AS image
 RUN groupadd --gid 10001 ballast && useradd --uid 10001 --gid 10001 --create-home ballast
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=checkout --chown=10001:10001 /opt/ballast /opt/ballast
+COPY --from=checkout /opt/ballast.commit /opt/ballast.commit
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/ballast \
     PYTHONUNBUFFERED=1 \
@@ -55,7 +57,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/opt/ballast/.work/huggingface
 WORKDIR /opt/ballast
 USER 10001:10001
-VOLUME ["/opt/ballast/.work", "/opt/ballast/.dvc/cache"]
+# No VOLUME: the teacher cache is renamed from .work into artifacts, which works on one file system only. What mounts there are finds
+# folders of this user's above: a new named volume takes its owner from them.
 # One image for servers, workers and stages: each role's own check stands where the role is given to it (compose, Kubernetes).
 HEALTHCHECK NONE
 ENTRYPOINT ["tini", "--", "/opt/ballast/infra/docker/entrypoint.sh"]

@@ -22,4 +22,8 @@ fi
 if [ -n "${BALLAST_DVC_REMOTE-}" ]; then
   dvc remote add --quiet --local --force --default storage "$BALLAST_DVC_REMOTE"
 fi
+# Where the checkout is a volume, a newer image does not change it (docs/containers.md, "Upgrade").
+if [ -r ../ballast.commit ] && ! git merge-base --is-ancestor "$(cat ../ballast.commit)" HEAD 2>/dev/null; then
+  echo "warning: this checkout lacks the commit of its image, $(cat ../ballast.commit); it is at $(git rev-parse HEAD)" >&2
+fi
 exec "$@"

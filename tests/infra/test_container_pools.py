@@ -178,7 +178,7 @@ def test_a_job_has_a_gpu_its_secrets_by_reference_its_states_on_a_volume_and_tim
     assert (job["metadata"]["namespace"], job["spec"]["backoffLimit"]) == ("ballast", 0)
     by_reference = {entry["name"] for entry in container["env"] if "valueFrom" in entry}
     names = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
-    assert by_reference == names
+    assert by_reference == names | {"BALLAST_GIT_URL"}
     assert not {entry["name"] for entry in container["env"] if "value" in entry} & names
     states = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "work"}
     assert states == {f"/opt/ballast/.work/{name}" for name in ("post_train", "score_tokens")}
@@ -210,6 +210,16 @@ def test_a_containers_secrets_come_from_blocks() -> None:
     assert environ["AWS_SECRET_ACCESS_KEY"] == "block ballast-store-secret-key"
     assert environ["MLFLOW_TRACKING_PASSWORD"] == "block ballast-mlflow-password"
     assert environ["MLFLOW_TRACKING_URI"] == "variable ballast_mlflow_url"
+    assert environ["BALLAST_GIT_URL"] == "variable ballast_git_url"  # a stage's commit comes from there
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_image_has_the_folders_that_volumes_are_mounted_on(name: str) -> None:
+    """A volume takes its owner from the image's folder; where there is none the engine makes root's, and a stage cannot write."""
+    text = (ROOT / "infra" / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
+    made = re.search(r"mkdir -p (.+)", text)
+    mounted = {volume.partition(":")[2] for volume in container_settings()["volumes"]}
+    assert made and set(made[1].split()) == mounted
 
 
 def test_one_container_at_a_time_has_the_gpu() -> None:

@@ -112,6 +112,17 @@ def test_the_first_command_shows_git_and_dvc_where_things_are_and_leaves_the_che
         assert "config" not in out, "the remote is the container's own setting, no change of the repository"
 
 
+def test_the_first_command_says_when_a_newer_image_has_an_older_checkout(checkout: Path) -> None:
+    commit = checkout.parent / "ballast.commit"
+    commit.write_text(git(checkout, "rev-parse", "HEAD"))
+    assert enter(checkout) == (0, "")
+    git(checkout, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message=results on top")
+    assert enter(checkout) == (0, "")
+    commit.write_text(f"{'a' * 40}\n")
+    code, out = enter(checkout)
+    assert (code, f"lacks the commit of its image, {'a' * 40}" in out) == (0, True)
+
+
 def test_the_first_command_refuses_an_address_with_a_password(checkout: Path) -> None:
     code, out = enter(checkout, BALLAST_GIT_URL="https://somebody:secret@git.example/ballast")
     assert (code, "secret" in out) == (2, False)

@@ -71,7 +71,7 @@ def test_every_file_is_what_kubernetes_takes(file: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_everything_that_kustomize_makes_is_what_kubernetes_takes(built: dict[str, list[dict[str, Any]]], version: str) -> None:
-    assert {name: len(objects) for name, objects in built.items()} == {"base": 25, "gpu": 29}
+    assert {name: len(objects) for name, objects in built.items()} == {"base": 26, "gpu": 30}
     for objects in built.values():
         for made in objects:
             kubernetes_validate.validate(made, version, strict=True)
@@ -286,6 +286,52 @@ def test_a_worker_that_runs_stages_itself_ends_them_first_and_has_the_time(built
     assert pods["Deployment/worker-cpu"]["terminationGracePeriodSeconds"] > longest
     for file in (INFRA / "docker").glob("*.Dockerfile"):
         assert 'CMD ["python", "-m", "infra.local_stack.worker",' in file.read_text(encoding="utf-8")
+
+
+# ---- where a worker's checkout lies, and where its commits come from
+
+
+def test_a_workers_checkout_outlives_it_on_one_file_system(built: dict[str, list[dict[str, Any]]]) -> None:
+    """The teacher cache is renamed from .work into artifacts, which no file system does across mounts."""
+    assert read_services()["worker-cpu"]["volumes"] == ["worker-cpu:/opt/ballast"]
+    pod = dict(pods_of(built["gpu"]))["Deployment/worker-cpu"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert {path for path in mounts if path.startswith("/opt/ballast")} == {"/opt/ballast", "/opt/ballast/.dvc/cache"}
+    claims = {volume["name"]: volume["persistentVolumeClaim"] for volume in pod["volumes"] if "emptyDir" not in volume}
+    assert claims[mounts["/opt/ballast"]] == {"claimName": "ballast-checkout"}
+    for file in (INFRA / "docker").glob("*.Dockerfile"):
+        assert "\nVOLUME" not in file.read_text(encoding="utf-8"), "each would be a mount of its own inside the checkout's"
+
+
+def test_a_checkout_is_copied_into_its_volume_once_and_whole(built: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    image, volume = tmp_path / "image", tmp_path / "volume"
+    (image / ".git").mkdir(parents=True)
+    (volume / "unfinished" / "half").mkdir(parents=True)
+    pod = dict(pods_of(built["base"]))["Deployment/worker-cpu"]["spec"]
+    words = [word.replace("/opt/ballast", str(image)) for word in pod["initContainers"][0]["args"]]
+    words = [re.sub(r"(?<![\w/])/volume", str(volume), word) for word in words]
+    for commit in ("first", "second"):
+        (image / "commit").write_text(commit)
+        subprocess.run(words, check=True)
+        assert sorted(file.name for file in (volume / "ballast").iterdir()) == [".git", "commit"]
+        assert (volume / "ballast" / "commit").read_text() == "first", "a newer image must not take the results away"
+        assert [folder.name for folder in volume.iterdir()] == ["ballast"]
+
+
+def test_a_worker_is_told_where_commits_come_from(built: dict[str, list[dict[str, Any]]]) -> None:
+    assert read_services()["worker-cpu"]["environment"]["BALLAST_GIT_URL"] == "${BALLAST_GIT_URL:-}"
+    environ = dict(pods_of(built["gpu"]))["Deployment/worker-cpu"]["spec"]["containers"][0]["env"]
+    url = next(entry["valueFrom"]["secretKeyRef"] for entry in environ if entry["name"] == "BALLAST_GIT_URL")
+    secret = next(made for made in built["gpu"] if made["kind"] == "Secret" and made["metadata"]["name"] == url["name"])
+    assert url["key"] in secret["data"]
+
+
+def test_a_training_on_several_nodes_has_all_that_it_reads(built: dict[str, list[dict[str, Any]]]) -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["post_train"]
+    read = {"/".join(path.split("/")[:2]) for path in stage["deps"] if path.startswith("artifacts/")}
+    pod = dict(pods_of(built["gpu"]))["Job/stage-on-nodes"]["spec"]
+    pulled = re.search(r"dvc pull (.+)", pod["containers"][0]["args"][-1])
+    assert pulled and set(pulled[1].split()) == read
 
 
 # ---- no secret in any file
