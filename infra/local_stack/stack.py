@@ -16,9 +16,12 @@ from components.artifacts import ROOT
 from components.errors import BallastError, ParamsError
 from flows.crash_detection import NAME as CRASH_DETECTION
 from infra.local_stack import processes
+from infra.local_stack.access import write_accounts_config
 from infra.local_stack.ports import is_answering, require_free
 from infra.local_stack.processes import Record
 from infra.local_stack.services import (
+    ACCOUNTS,
+    ACCOUNTS_CONFIG,
     ARTIFACTS,
     POOLS,
     PORT_VARIABLES,
@@ -58,6 +61,7 @@ def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         if "prefect" in (service.name for service in missing):
             pause_crash_detection()
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        write_accounts_config(ROOT / "infra" / "mlflow" / "basic_auth.ini", ACCOUNTS_CONFIG, ACCOUNTS)
         make_store(settings, environ)
         for service in missing:
             start(service, say)
