@@ -6,6 +6,8 @@
     worker-cpu   nothing                           nothing
     worker-gpu   nothing                           nothing
 
+Pids, logs and the lock are those of a machine: .work/stack/<host name>.
+
 Everything listens on loopback. Another BALLAST_HOST is refused unless both servers ask for a password (docs/security.md).
 """
 
@@ -28,7 +30,10 @@ from infra.local_stack import access
 from infra.local_stack.ports import ANYWHERE
 from infra.local_stack.processes import Record
 
-STATE = ROOT / ".work" / "stack"
+FOLDER = ROOT / ".work" / "stack"
+STATE = FOLDER / socket.gethostname()
+"""Records, logs and the lock of this machine: another one that works in this checkout (a shared disk) has its own processes."""
+PREFECT_HOME = FOLDER / "prefect"
 ARTIFACTS = ROOT / "mlruns" / "artifacts"
 ACCOUNTS = ARTIFACTS.parent / "basic_auth.db"
 ACCOUNTS_CONFIG = STATE / "basic_auth.ini"
@@ -99,7 +104,7 @@ def base_environ(environ: Mapping[str, str]) -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     quiet = {name: value for name, value in QUIET.items() if name not in environ}
     path = os.pathsep.join([programs, environ.get("PATH", os.defpath)])
-    return {**environ, **quiet, "PATH": path, "PYTHONUNBUFFERED": "1", "PREFECT_HOME": str(STATE / "prefect")}
+    return {**environ, **quiet, "PATH": path, "PYTHONUNBUFFERED": "1", "PREFECT_HOME": str(PREFECT_HOME)}
 
 
 def client_environ(environ: Mapping[str, str], prefect_url: str, mlflow_url: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pytest
 from components.artifacts import ROOT
 from components.errors import BallastError
 from infra.local_stack import access, services
+from infra.local_stack import stack as stack_module
 from infra.local_stack.processes import Record, find, find_marked
 from infra.local_stack.services import client_environ, describe_mlflow, describe_prefect, read_settings
 from tests.infra.checkout import Checkout, ask, free_port, start_run, state_of, until
@@ -27,7 +28,7 @@ SERVICES = ["mlflow", "prefect", "worker-cpu", "worker-gpu"]
 class Stack:
     def __init__(self, checkout: Checkout) -> None:
         self.checkout = checkout
-        self.state = checkout.root / ".work" / "stack"
+        self.state = checkout.root / ".work" / "stack" / socket.gethostname()
         self.ports = {"BALLAST_PREFECT_PORT": str(free_port()), "BALLAST_MLFLOW_PORT": str(free_port())}
         self.url = f"http://127.0.0.1:{self.ports['BALLAST_PREFECT_PORT']}/api"
 
@@ -114,7 +115,31 @@ def test_a_port_in_use_is_refused_with_its_owner_before_anything_is_started(stac
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(stack.ports["BALLAST_MLFLOW_PORT"])
     )
     assert f"pid {owner} has it (" in done.stderr and "BALLAST_MLFLOW_PORT=" in done.stderr and "mlflow" in done.stderr
-    assert find_marked(other.root / ".work" / "stack") == [] and not list((other.root / ".work" / "stack").glob("*.json"))
+    state = other.root / ".work" / "stack" / socket.gethostname()
+    assert find_marked(state) == [] and not list(state.glob("*.json"))
+
+
+@pytest.mark.prefect
+@pytest.mark.mlflow_server
+def test_a_worker_of_a_pool_that_the_server_does_not_have_is_refused_and_not_started(stack: Stack) -> None:
+    addresses = {"PREFECT_API_URL": stack.url, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = stack.checkout.run(STACK, "worker", "nope", **addresses)
+    assert (done.returncode, done.stdout) == (1, "") and "has no work pool 'nope'" in done.stderr
+    assert "worker-nope" not in stack.status()
+
+
+@pytest.mark.prefect
+@pytest.mark.mlflow_server
+def test_machines_that_share_the_checkout_leave_each_other_s_processes_alone(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A second machine's `make stack` and `make down` see nothing of the first's."""
+    (tmp_path / "sitecustomize.py").write_text("import socket\nsocket.gethostname = lambda: 'second'\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert stack.status() == {}
+    assert stack.checkout.run(STACK, "down").stdout == "nothing was running\n"
+    monkeypatch.delenv("PYTHONPATH")
+    assert {row["state"] for row in stack.status().values()} == {"running"}
 
 
 @pytest.mark.prefect
@@ -312,3 +337,14 @@ def test_a_gpu_pool_s_worker_takes_a_stage_per_gpu_and_the_others_leave_room_for
 def test_a_worker_for_servers_elsewhere_asks_where_they_are(tmp_path: Path) -> None:
     done = Checkout(tmp_path / "joins").run(STACK, "worker", "gpu", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert (done.returncode, "PREFECT_API_URL must be set" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("pool", ["../x", "GPU", "-gpu", "gpu/..", "a b", ""])
+def test_a_pool_whose_name_cannot_be_one_is_refused_before_anything_else(pool: str) -> None:
+    with pytest.raises(BallastError, match="is no name of a pool"):
+        stack_module.start_pool(pool, {}, print)
+
+
+def test_records_and_logs_are_a_machine_s_own_and_prefect_s_database_is_the_checkout_s() -> None:
+    assert ROOT / ".work" / "stack" / socket.gethostname() == services.STATE
+    assert services.base_environ({})["PREFECT_HOME"] == str(ROOT / ".work" / "stack" / "prefect")
