@@ -23,6 +23,8 @@ WITH_ACCOUNTS = ("MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_TRACKING_USERNAME", "
 BEYOND_LOOPBACK = ("PREFECT_SERVER_API_AUTH_STRING", ACCOUNTS_SWITCH, *WITH_ACCOUNTS)
 SERVERS_ONLY = ("PREFECT_SERVER_API_AUTH_STRING", ACCOUNTS_SWITCH, "MLFLOW_FLASK_SERVER_SECRET_KEY")
 """Stages run code of models and users: it has no business with the administrator's password, or with what signs forms."""
+MIN_PASSWORD_LENGTH = 12
+"""MLflow's own law, of every account."""
 OWN_NAMES = ("localhost:*", "127.0.0.1:*")
 
 
@@ -33,13 +35,20 @@ def require_passwords(environ: Mapping[str, str], host: str, is_loopback: bool) 
         wanted = WITH_ACCOUNTS if environ.get(ACCOUNTS_SWITCH) else ()
     lacking = [name for name in wanted if not environ.get(name)]
     if not lacking:
-        return
+        return _require_length(environ.get(ACCOUNTS_SWITCH, ""))
     why = f"{ACCOUNTS_SWITCH} makes MLflow ask for accounts" if is_loopback else f"BALLAST_HOST={host} lets other machines in"
     way_out = f"{ACCOUNTS_SWITCH} MLflow asks nobody" if is_loopback else "BALLAST_HOST everything stays on this machine"
     raise ParamsError(
         f"{why}, and {' and '.join(lacking)} must be set before; what they are, and how the workers get an account: "
         f'docs/security.md, "Switch authentication on". Without {way_out}'
     )
+
+
+def _require_length(password: str) -> None:
+    if 0 < len(password) < MIN_PASSWORD_LENGTH:
+        raise ParamsError(
+            f"{ACCOUNTS_SWITCH} must have {MIN_PASSWORD_LENGTH} characters at least: MLflow does not start otherwise"
+        )
 
 
 def without_server_secrets(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Whether a worker would find its pool: a worker of a pool that the server does not know says "started", and waits for nothing."""
+"""Whether a worker would find its pool: a worker of a pool that the server does not know says "started", and nothing comes."""
 
 import base64
 import urllib.error
@@ -50,4 +50,4 @@ def _explain(pool: str, api: str, status: int) -> str:
             f"the Prefect server at {api} refuses the call (HTTP {status}): set PREFECT_API_AUTH_STRING to the user:password "
             "that its PREFECT_SERVER_API_AUTH_STRING says (docs/security.md)"
         )
-    return f"the Prefect server at {api} does not tell whether it has the work pool {pool!r} (HTTP {status}); on its machine: make stack"
+    return f"the Prefect server at {api} does not tell of the work pool {pool!r} (HTTP {status}); on its machine: make stack"

@@ -214,7 +214,7 @@ def test_a_pid_of_somebody_else_is_not_taken_for_ours() -> None:
 
 PASSWORDS = {
     "PREFECT_SERVER_API_AUTH_STRING": "admin:x",
-    "MLFLOW_AUTH_ADMIN_PASSWORD": "of-admin",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "of-the-administrator",
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-forms",
     "MLFLOW_TRACKING_USERNAME": "worker",
     "MLFLOW_TRACKING_PASSWORD": "of-worker",
@@ -232,7 +232,7 @@ def test_another_address_than_loopback_is_refused_unless_both_servers_and_the_wo
 
 def test_mlflow_s_accounts_on_loopback_need_all_that_they_need_elsewhere_and_one_line_names_it() -> None:
     with pytest.raises(BallastError) as refused:
-        read_settings({"MLFLOW_AUTH_ADMIN_PASSWORD": "of-admin"}, {})
+        read_settings({"MLFLOW_AUTH_ADMIN_PASSWORD": "of-the-administrator"}, {})
     lacking = "MLFLOW_FLASK_SERVER_SECRET_KEY and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD must be set"
     assert lacking in str(refused.value) and "PREFECT" not in str(refused.value) and "\n" not in str(refused.value)
     without_prefect_s = {name: value for name, value in PASSWORDS.items() if name.startswith("MLFLOW")}
@@ -264,7 +264,7 @@ def test_a_worker_gets_its_own_account_and_none_of_the_servers_secrets() -> None
     assert (environ["MLFLOW_TRACKING_USERNAME"], environ["MLFLOW_TRACKING_PASSWORD"]) == ("worker", "of-worker")
     assert environ["PREFECT_API_AUTH_STRING"] == "admin:x"
     assert not set(environ) & {"PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"}
-    assert not {"of-admin", "of-forms"} & set(environ.values())
+    assert not {"of-the-administrator", "of-forms"} & set(environ.values())
 
 
 def option(command: list[str], name: str) -> set[str]:
@@ -300,6 +300,12 @@ def test_mlflow_on_loopback_keeps_its_own_defaults_and_pages_that_somebody_chose
     service = describe_mlflow(read_settings(chosen, {}), chosen)
     assert "--cors-allowed-origins" not in service.command
     assert service.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "https://ml.example"
+
+
+def test_an_administrator_s_password_that_mlflow_would_die_of_is_refused_without_being_shown() -> None:
+    with pytest.raises(BallastError, match="12 characters at least") as refused:
+        read_settings({**PASSWORDS, "MLFLOW_AUTH_ADMIN_PASSWORD": "tooshort"}, {})
+    assert "tooshort" not in str(refused.value)
 
 
 @pytest.mark.parametrize("port", ["0", "70000", "http", "-1"])
