@@ -46,9 +46,7 @@ def require_passwords(environ: Mapping[str, str], host: str, is_loopback: bool) 
 
 def _require_length(password: str) -> None:
     if 0 < len(password) < MIN_PASSWORD_LENGTH:
-        raise ParamsError(
-            f"{ACCOUNTS_SWITCH} must have {MIN_PASSWORD_LENGTH} characters at least: MLflow does not start otherwise"
-        )
+        raise ParamsError(f"{ACCOUNTS_SWITCH} must have {MIN_PASSWORD_LENGTH} characters at least: MLflow demands it")
 
 
 def without_server_secrets(environ: Mapping[str, str]) -> dict[str, str]:
