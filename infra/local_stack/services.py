@@ -2,9 +2,11 @@
 
     service      listens on                        keeps its state in
     prefect      BALLAST_HOST:BALLAST_PREFECT_PORT   .work/stack/prefect/prefect.db
-    mlflow       BALLAST_HOST:BALLAST_MLFLOW_PORT    mlruns/mlflow.db, mlruns/artifacts
+    mlflow       BALLAST_HOST:BALLAST_MLFLOW_PORT    mlruns/mlflow.db, mlruns/artifacts, with accounts mlruns/basic_auth.db
     worker-cpu   nothing                           nothing
     worker-gpu   nothing                           nothing
+
+Pids, logs and the lock are those of a machine: .work/stack/<host name>.
 
 Everything listens on loopback. Another BALLAST_HOST is refused unless both servers ask for a password (docs/security.md).
 """
@@ -24,11 +26,18 @@ from components.errors import BallastError, ParamsError
 from components.params import load_params
 from flows.gpu_lease import visible_gpus
 from flows.stage_runner import QUIET
+from infra.local_stack import access
 from infra.local_stack.ports import ANYWHERE
 from infra.local_stack.processes import Record
 
-STATE = ROOT / ".work" / "stack"
+FOLDER = ROOT / ".work" / "stack"
+STATE = FOLDER / socket.gethostname()
+"""Records, logs and the lock of this machine: another one that works in this checkout (a shared disk) has its own processes."""
+PREFECT_HOME = FOLDER / "prefect"
 ARTIFACTS = ROOT / "mlruns" / "artifacts"
+ACCOUNTS = ARTIFACTS.parent / "basic_auth.db"
+ACCOUNTS_CONFIG = STATE / "basic_auth.ini"
+"""infra/mlflow/basic_auth.ini with the accounts at ACCOUNTS, whatever folder a server is started in."""
 SERVERS = ("prefect", "mlflow")
 POOLS = ("cpu", "gpu")
 """Those whose workers `up` starts; another machine starts its own: `make worker POOL=gpu`."""
@@ -62,7 +71,8 @@ class Service(NamedTuple):
 
 
 def read_settings(environ: Mapping[str, str], records: Mapping[str, Record]) -> Settings:
-    """From the variables BALLAST_HOST, BALLAST_PREFECT_PORT and BALLAST_MLFLOW_PORT; a host that others reach needs passwords.
+    """From the variables BALLAST_HOST, BALLAST_PREFECT_PORT and BALLAST_MLFLOW_PORT; a host that others reach needs passwords
+    (infra.local_stack.access).
 
     Without a variable a server stays where its record says: also after a reboot, until `down`.
     """
@@ -71,20 +81,8 @@ def read_settings(environ: Mapping[str, str], records: Mapping[str, Record]) -> 
     ports = {server: _read_port(environ, server, known.get(server) or str(DEFAULT_PORTS[server])) for server in SERVERS}
     if ports["prefect"] == ports["mlflow"]:
         raise ParamsError(f"Prefect and MLflow cannot both listen on port {ports['mlflow']}: set BALLAST_MLFLOW_PORT to another")
-    if not _is_loopback(host):
-        lacking = [name for name, is_set in passwords(environ).items() if not is_set]
-        if lacking:
-            raise ParamsError(
-                f"BALLAST_HOST={host} lets other machines in, and {' and '.join(lacking)} must be set before: docs/security.md. "
-                "Without BALLAST_HOST everything stays on this machine"
-            )
+    access.require_passwords(environ, host, _is_loopback(host))
     return Settings(host, ports)
-
-
-def passwords(environ: Mapping[str, str]) -> dict[str, bool]:
-    """The variables that make the two servers ask for a password, and whether they are set."""
-    names = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD")
-    return {name: bool(environ.get(name)) for name in names}
 
 
 def _read_port(environ: Mapping[str, str], server: str, otherwise: str) -> int:
@@ -106,15 +104,18 @@ def base_environ(environ: Mapping[str, str]) -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     quiet = {name: value for name, value in QUIET.items() if name not in environ}
     path = os.pathsep.join([programs, environ.get("PATH", os.defpath)])
-    return {**environ, **quiet, "PATH": path, "PYTHONUNBUFFERED": "1", "PREFECT_HOME": str(STATE / "prefect")}
+    return {**environ, **quiet, "PATH": path, "PYTHONUNBUFFERED": "1", "PREFECT_HOME": str(PREFECT_HOME)}
 
 
 def client_environ(environ: Mapping[str, str], prefect_url: str, mlflow_url: str) -> dict[str, str]:
-    """What a client of the two servers needs: their addresses, and the password that the server here was given."""
+    """What a client of the two servers needs: their addresses, the password that the server here was given, its own account.
+
+    What is the servers' alone stays out: a stage is a client, and the code of models and users runs in it.
+    """
     known = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
     if word := environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         known["PREFECT_API_AUTH_STRING"] = word
-    return {**base_environ(environ), **known}
+    return {**access.without_server_secrets(base_environ(environ)), **known}
 
 
 def describe_prefect(settings: Settings, environ: Mapping[str, str]) -> Service:
@@ -149,13 +150,13 @@ def describe_mlflow(settings: Settings, environ: Mapping[str, str]) -> Service:
     places = ["--backend-store-uri", f"sqlite:///{ARTIFACTS.parent}/mlflow.db", "--artifacts-destination", str(ARTIFACTS)]
     command = [sys.executable, "-m", "mlflow", "server", *places, "--workers", "1"]
     command += ["--host", settings.host, "--port", str(settings.ports["mlflow"])]
-    if environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
+    if environ.get(access.ACCOUNTS_SWITCH):
         command += ["--app-name", "basic-auth"]
-    if names := environ.get("BALLAST_ALLOWED_HOSTS"):
-        command += ["--allowed-hosts", names]
+    command += access.name_options(settings.host, settings.ports["mlflow"], _is_loopback(settings.host), environ)
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     without_client = {name: value for name, value in base_environ(environ).items() if name != "MLFLOW_TRACKING_URI"}
-    return Service("mlflow", command, {**without_client, **quiet}, settings.url("mlflow"))
+    accounts = access.accounts_config(environ, ACCOUNTS_CONFIG)
+    return Service("mlflow", command, {**without_client, **quiet, **accounts}, settings.url("mlflow"))
 
 
 def make_store(settings: Settings, environ: Mapping[str, str]) -> None:

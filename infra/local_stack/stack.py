@@ -16,12 +16,17 @@ from components.artifacts import ROOT
 from components.errors import BallastError, ParamsError
 from flows.crash_detection import NAME as CRASH_DETECTION
 from infra.local_stack import processes
+from infra.local_stack.access import write_accounts_config
+from infra.local_stack.pools import require_pool, require_pool_name
 from infra.local_stack.ports import is_answering, require_free
 from infra.local_stack.processes import Record
 from infra.local_stack.services import (
+    ACCOUNTS,
+    ACCOUNTS_CONFIG,
     ARTIFACTS,
     POOLS,
     PORT_VARIABLES,
+    PREFECT_HOME,
     SERVERS,
     STATE,
     Service,
@@ -58,6 +63,7 @@ def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         if "prefect" in (service.name for service in missing):
             pause_crash_detection()
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        write_accounts_config(ROOT / "infra" / "mlflow" / "basic_auth.ini", ACCOUNTS_CONFIG, ACCOUNTS)
         make_store(settings, environ)
         for service in missing:
             start(service, say)
@@ -72,6 +78,7 @@ def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
 
 def start_pool(pool: str, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """The workers of one pool on a machine that joins: the servers are elsewhere, at PREFECT_API_URL and MLFLOW_TRACKING_URI."""
+    require_pool_name(pool)
     lacking = [name for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI") if not environ.get(name)]
     if lacking:
         raise ParamsError(f"{' and '.join(lacking)} must be set: they say where the servers are (infra/README.md)")
@@ -80,8 +87,10 @@ def start_pool(pool: str, environ: Mapping[str, str], say: Callable[[str], None]
         raise BallastError(
             f"no Prefect server answers at PREFECT_API_URL={environ['PREFECT_API_URL']}; on its machine: make stack"
         )
+    client = client_environ(environ, prefect, environ["MLFLOW_TRACKING_URI"])
+    require_pool(pool, client)
     with hold_lock():
-        start_workers([describe_worker(pool, client_environ(environ, prefect, environ["MLFLOW_TRACKING_URI"]))], say)
+        start_workers([describe_worker(pool, client)], say)
 
 
 def down(say: Callable[[str], None]) -> None:
@@ -203,7 +212,7 @@ def pause_crash_detection() -> None:
 
     The sweep switches it on again (flows.crash_detection).
     """
-    database = STATE / "prefect" / "prefect.db"
+    database = PREFECT_HOME / "prefect.db"
     if database.exists():
         with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:
             connection.execute("DELETE FROM automation_bucket")
@@ -231,7 +240,7 @@ def describe_addresses(settings: Settings) -> str:
 
 @contextmanager
 def hold_lock() -> Iterator[None]:
-    """One `up` or `down` at a time."""
+    """One `up` or `down` of this machine at a time."""
     STATE.mkdir(parents=True, exist_ok=True)
     with (STATE / "lock").open("a") as file:
         try:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class Training(NamedTuple):
 class Ground(Checkout):
     def __init__(self, root: Path, num_steps: int = 400) -> None:
         self.root = root
-        self.state = root / ".work" / "stack"
+        self.state = root / ".work" / "stack" / socket.gethostname()
         self.gpu = f"GPU-of-test-{os.getpid()}"  # a lease that no other test waits for
         self.ports = {"BALLAST_PREFECT_PORT": str(free_port()), "BALLAST_MLFLOW_PORT": str(free_port())}
         self.url = f"http://127.0.0.1:{self.ports['BALLAST_PREFECT_PORT']}/api"
@@ -228,7 +229,7 @@ class Ground(Checkout):
     def require_sound_records(self) -> None:
         """dvc.lock reads, and tells what lies there; MLflow's and Prefect's databases are whole."""
         assert self.run("dvc", "status", CELL).stdout.strip().endswith("up to date.")
-        for database in (self.root / "mlruns/mlflow.db", self.state / "prefect/prefect.db"):
+        for database in (self.root / "mlruns/mlflow.db", self.root / ".work/stack/prefect/prefect.db"):
             with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
                 assert connection.execute("pragma integrity_check").fetchone() == ("ok",), database
 
