@@ -17,5 +17,5 @@ def plain_name(name: object, where: str) -> str:
         return name
     raise ArtifactError(
         f"{where} names {str(name)[:100]!r}, which is not the plain name of a file (letters, digits, `_.+=-`; no folder). "
-        "Ballast writes no such name: do not use it before you know who did"
+        "Ballast writes no such name: do not use it before you know who did. A stage makes its outputs anew: dvc repro -f <stage>"
     )

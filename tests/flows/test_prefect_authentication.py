@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from flows.pipeline import ask_server, require_server
-from tests.flows.test_pipeline import Repository, free_port, make_repository, until
+from tests.flows.toy_pipeline import Repository, make_repository, until
+from tests.prefect_server import free_port
 
 pytestmark = pytest.mark.prefect
 RIGHT, WRONG = "ballast:Only-of-this-test-0", "ballast:Wrong-word-77"

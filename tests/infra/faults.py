@@ -26,6 +26,7 @@ GONE_SECONDS = 30.0
 """What a stage has for its checkpoint before it is killed; half a second to six seconds are usual."""
 PREEMPTION_SECONDS = 30.0
 """From a preempted machine's SIGTERM to its SIGKILL."""
+TRAINS_ON_SECONDS = 60.0
 AWAY_SECONDS = 10.0
 LONG_AWAY_SECONDS = 120.0
 HEARTBEATS_SECONDS = 150.0
@@ -160,7 +161,11 @@ def restart_server(ground: Ground, name: str, number: signal.Signals) -> Measure
     end_service(ground, name, number)
     before = ground.last_step()
     time.sleep(AWAY_SECONDS)
-    assert ground.last_step() > before or not training.process.is_running(), "it does not train on without the server"
+
+    def trains_on() -> bool:
+        return ground.last_step() > before or not training.process.is_running()
+
+    assert until(trains_on, TRAINS_ON_SECONDS), "it does not train on without the server"
     ground.up()
     away = round(time.monotonic() - began)
     return Measured(
