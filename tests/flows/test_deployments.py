@@ -21,7 +21,8 @@ from components.run_params import HERE, RoutingParams
 from flows.crash_detection import HEARTBEAT_SECONDS, NAME, SILENCE_SECONDS
 from flows.deployments import NIGHTLY, list_deployments
 from flows.work_pools import FOLDER, read_pool, read_pools
-from tests.infra.checkout import Checkout, ask, free_port, start_run, state_of, until
+from tests.infra.checkout import Checkout, ask, start_run, state_of, until
+from tests.prefect_server import free_port
 
 POOLS = [pool.name for pool in read_pools()]
 ROUTING = load_params().routing

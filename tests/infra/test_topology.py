@@ -23,7 +23,8 @@ import pytest
 
 from infra.is_healthy import is_healthy
 from tests.infra.compose_services import ROOT, read_services
-from tests.infra.postgres import Postgres, find_programs, free_port
+from tests.infra.postgres import Postgres, find_programs
+from tests.prefect_server import free_port
 
 pytestmark = [pytest.mark.prefect, pytest.mark.mlflow_server, pytest.mark.slow]
 

@@ -23,7 +23,8 @@ from components.artifacts import ROOT, fingerprint_file
 from components.training.checkpoints import is_sealed
 from infra.local_stack.processes import find_marked
 from tests.infra import checkout
-from tests.infra.checkout import Checkout, free_port, until
+from tests.infra.checkout import Checkout, until
+from tests.prefect_server import free_port
 
 CELL = "post_train@uncertainty_aware-0"
 NAME = CELL.partition("@")[2]
